@@ -1,0 +1,115 @@
+"""What a chapter's cells call: set-up, load or run, results, provenance."""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from kdlib import study
+from kdlib.book import ROOT, BookError
+from kdlib.book.results import Results
+from kdlib.store import Arrays, Store
+from kdlib.train import resolve_device, resolve_dtype
+
+
+class At(NamedTuple):
+    """Where a measurement stands in a chapter; `--only` selects by these names."""
+
+    pair: str
+    method: str
+    seed: int
+    domain: str
+
+
+class PartDone(Exception):
+    """A part of a chapter (`--only`) is in the store; there is nothing to write until all of it is."""
+
+
+class Chapter:
+    """One execution of a chapter. Device and dtype are resolved here and pinned in the provenance.
+
+    `kdlib run` says by the environment variable KDLIB_RUN (JSON) where results go, how many processes to use, which
+    part to compute and where to report progress; without it (in Jupyter) progress is printed and nothing is written.
+    """
+
+    def __init__(self, slug: str, parameters: dict):
+        self.order = json.loads(os.environ.get("KDLIB_RUN", "{}"))
+        self._started = time.monotonic()
+        self.device = resolve_device(parameters["device"])
+        self.dtype = resolve_dtype(parameters["dtype"], self.device)
+        self.store = Store(archives=sorted((ROOT / "book" / "results").glob("*.npz")))
+        self.results = Results(slug, {
+            "parameters": {**parameters, "device": self.device, "dtype": self.dtype},
+            "profile": self.order.get("profile", "notebook"), "commit": commit(), "source": self.order.get("source"),
+            "device": device_name(self.device), "dtype": self.dtype,
+            "versions": {"python": platform.python_version(), **{p: version(p) for p in ("kdlib", "torch", "numpy", "scipy")}},
+            "seeds": list(range(parameters["seeds"])),
+            "start": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "duration": None, "measurements": []})
+
+    def pin(self, name: str, value) -> None:
+        """Replace an `auto` parameter in the provenance by what it was resolved to."""
+        self.results.provenance["parameters"][name] = value
+
+    def complete(self, measures: Mapping[At, study.Measure], shared: Mapping[str, study.Measure]) -> tuple[dict, dict]:
+        """Load or compute all measurements: (arrays by At, arrays by the name of what the arms share)."""
+        wanted = self._part(measures)
+        got = study.complete([*wanted.values(), *shared.values()], self.store, jobs=self.order.get("jobs"),
+                             progress=self._progress)
+        if len(wanted) < len(measures):
+            raise PartDone(f"{len(wanted)} of {len(measures)} measurements are in the store; "
+                           "run without --only to write the chapter")
+        self.results.provenance["measurements"] = sorted(m.key for m in got)
+        return {at: got[m] for at, m in measures.items()}, {name: got[m] for name, m in shared.items()}
+
+    def finish(self) -> Results:
+        """Write the results where `kdlib run` wants them."""
+        self.results.provenance["duration"] = round(time.monotonic() - self._started, 1)
+        if "results" in self.order:
+            self.results.write(Path(self.order["results"]))
+        return self.results
+
+    def _part(self, measures: Mapping[At, study.Measure]) -> dict[At, study.Measure]:
+        chosen = dict(measures)
+        for name, text in self.order.get("only", {}).items():
+            known = {str(getattr(at, name)) for at in measures}
+            if text not in known:
+                raise BookError(f"--only {name}={text}: this chapter has {', '.join(sorted(known))}")
+            chosen = {at: m for at, m in chosen.items() if str(getattr(at, name)) == text}
+        return chosen
+
+    def _progress(self, line: str) -> None:
+        if "progress" in self.order:
+            with open(self.order["progress"], "a") as file:
+                print(line, file=file, flush=True)
+        else:
+            print(line, flush=True)
+
+
+def commit() -> str | None:
+    """The repository's commit, with + where the tree has changes; None outside a repository."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "kdlib", "notebooks") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def device_name(device: str) -> str:
+    """The device in words, for provenance: never a GPU's name for what a CPU computed."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [l.split(":", 1)[1].strip() for l in cpuinfo.read_text().splitlines() if l.startswith("model name")] \
+        if cpuinfo.exists() else []
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"

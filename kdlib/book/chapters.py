@@ -1,0 +1,137 @@
+"""The chapters' sources: which there are, what they need, their profiles and typed parameters.
+
+A chapter is one notebook under notebooks/. Its metadata carry a `kdlib` block (section, needs, profiles, minutes);
+its parameters are the cell tagged `parameters`, one annotated assignment a line, whose comment papermill shows as help.
+A comment may end in the allowed values: "in [1, 100]" or "one of a, b".
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import nbformat
+
+from kdlib.book import ROOT, BookError
+
+PROFILES = ("smoke", "cpu", "real", "gpu", "paper")
+_LINE = re.compile(r"(?P<name>\w+)\s*:\s*(?P<type>bool|int|float|str)\s*=\s*(?P<default>.+?)\s*#\s*(?P<help>.+)$")
+_RANGE = re.compile(r"in \[(?P<low>[^,\]]+), (?P<high>[^,\]]+)\]$")
+_CHOICE = re.compile(r"one of (?P<values>[^()]+)$")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    name: str
+    type: type
+    default: object
+    help: str
+
+    def parse(self, text: str) -> object:
+        """A value given as text (or JSON), checked for type and range."""
+        try:
+            if self.type is bool:
+                value = {"true": True, "false": False}[text.lower()]
+            else:
+                value = self.type(text)
+        except (KeyError, ValueError):
+            raise BookError(f"parameter {self.name} takes {'true or false' if self.type is bool else self.type.__name__}, "
+                            f"not {text!r} ({self.help})") from None
+        return self.check(value)
+
+    def check(self, value: object) -> object:
+        if type(value) is not self.type and not (self.type is float and type(value) is int):
+            raise BookError(f"parameter {self.name} takes {self.type.__name__}, not {value!r} ({self.help})")
+        if (match := _RANGE.search(self.help)) and not float(match["low"]) <= value <= float(match["high"]):
+            raise BookError(f"parameter {self.name} = {value} is out of range ({self.help})")
+        if (match := _CHOICE.search(self.help)) and value not in re.split(r",\s*", match["values"]):
+            raise BookError(f"parameter {self.name} = {value!r} is not allowed ({self.help})")
+        return value
+
+
+@dataclass(frozen=True)
+class Source:
+    """One chapter's notebook as it stands under notebooks/."""
+
+    slug: str
+    path: Path
+
+    @cached_property
+    def notebook(self):
+        return nbformat.read(self.path, as_version=4)
+
+    @property
+    def facts(self) -> dict:
+        return self.notebook.metadata["kdlib"]
+
+    @property
+    def title(self) -> str:
+        return self.notebook.cells[0].source.splitlines()[0].lstrip("# ")
+
+    @cached_property
+    def parameters(self) -> dict[str, Parameter]:
+        cell = next(c for c in self.notebook.cells if "parameters" in c.metadata.get("tags", []))
+        found = {}
+        for line in cell.source.splitlines():
+            if match := _LINE.match(line):
+                kind = {"bool": bool, "int": int, "float": float, "str": str}[match["type"]]
+                text = match["default"]
+                default = json.loads(text.lower() if kind is bool else text)
+                found[match["name"]] = Parameter(match["name"], kind, default, match["help"])
+            elif line.strip() and not line.startswith("#"):
+                raise BookError(f"{self.path.name}: cannot read the parameter line {line!r}; write NAME: TYPE = VALUE  # help")
+        return found
+
+    def values(self, profile: str, given: dict[str, str]) -> dict[str, object]:
+        """Every parameter's value: the notebook's default, changed by the profile, changed by what was given."""
+        near("profile", profile, self.facts["profiles"])
+        values = {name: p.default for name, p in self.parameters.items()} | dict(self.facts["profiles"][profile])
+        for name, text in given.items():
+            near(f"parameter of {self.slug}", name, self.parameters)
+            values[name] = self.parameters[name].parse(text)
+        return {name: self.parameters[name].check(value) for name, value in values.items()}
+
+    @property
+    def digest(self) -> str:
+        return source_digest(self.notebook)
+
+
+def near(what: str, name: str, known) -> None:
+    """Raise a BookError that suggests the nearest known name, unless `name` is known."""
+    if name not in known:
+        close = difflib.get_close_matches(name, list(known), 1)
+        raise BookError(f"no {what} named {name!r}" + (f"; did you mean {close[0]}?" if close else "")
+                        + f" (known: {', '.join(known)})")
+
+
+def sources(root: Path = ROOT) -> dict[str, Source]:
+    """The chapters by slug, in the order of the book's table of contents; those it does not list come last."""
+    if not (root / "notebooks").is_dir():
+        raise BookError(f"no notebooks/ under {root}: the book's commands need a clone of the repository, "
+                        "installed with pip install -e .")
+    listed = re.findall(r"file: chapters/(\S+)", (root / "book" / "_toc.yml").read_text())
+    found = {p.stem: Source(p.stem, p) for p in sorted((root / "notebooks").glob("*.ipynb"))}
+    return {s: found[s] for s in sorted(found, key=lambda s: (listed.index(s) if s in listed else len(listed), s))}
+
+
+def source(slug: str) -> Source:
+    known = sources()
+    near("chapter", slug, known)
+    return known[slug]
+
+
+def source_digest(notebook) -> str:
+    """Of what a person wrote: every cell's kind and source, without what papermill injected."""
+    written = [(c.cell_type, c.source) for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    return hashlib.sha256(json.dumps(written).encode()).hexdigest()[:16]
+
+
+def published(slug: str, root: Path = ROOT) -> str:
+    """The published chapter's state: absent, current, or stale where its source has changed since."""
+    path = root / "book" / "chapters" / f"{slug}.ipynb"
+    if not path.exists():
+        return "absent"
+    return "current" if source_digest(nbformat.read(path, as_version=4)) == source(slug).digest else "stale"

@@ -1,0 +1,146 @@
+"""The command `kdlib`."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from kdlib.book import ROOT, BookError
+from kdlib.book.chapters import PROFILES, near, published, source, sources
+from kdlib.data import DataError
+from kdlib.store import StoreError
+
+ONLY = ("pair", "seed", "method")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        return options.call(options) or 0
+    except (BookError, DataError, StoreError) as error:
+        print(f"kdlib: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("kdlib: interrupted; what had finished is in the store, the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+def _chapters(options) -> None:
+    rows = [("chapter", "section", "needs", *PROFILES, "published")]
+    for slug, chapter in sources().items():
+        minutes = [_minutes(chapter.facts["minutes"].get(p)) for p in PROFILES]
+        rows.append((slug, chapter.facts["section"], chapter.facts["needs"], *minutes, published(slug)))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    print("\nTimes are about those of 2 CPU cores (gpu and paper: one GPU), installation aside; the first run only.")
+
+
+def _run(options) -> int:
+    from kdlib.book.execute import execute
+
+    if options.all == bool(options.slugs):
+        raise BookError("run takes chapter names or --all, one of the two; kdlib chapters lists them")
+    given, only = _pairs("-p", options.parameter), _pairs("--only", options.only)
+    for name in only:
+        near("part (--only)", name, ONLY)
+    if options.jobs is not None and options.jobs < 1:
+        raise BookError(f"--jobs is at least 1, not {options.jobs}")
+    if options.device:
+        given["device"] = options.device
+    orders = []
+    for chapter in sources().values() if options.all else map(source, options.slugs):
+        if options.as_published:
+            values, profile = _as_published(chapter, given)
+        else:
+            profile = options.profile or "cpu"
+            values = chapter.values(profile, given)
+        orders.append((chapter, values, profile))
+    failed = []
+    for chapter, values, profile in orders:
+        print(f"{chapter.slug}: {profile} profile, {_minutes(chapter.facts['minutes'].get(profile))} the first time", flush=True)
+        try:
+            print(f"{chapter.slug}: " + execute(chapter, values, Path(options.out or ROOT / "_build" / profile).resolve(),
+                                                profile=profile, jobs=options.jobs, only=only,
+                                                say=lambda line: print(f"{chapter.slug}: {line}", flush=True)), flush=True)
+        except BookError as error:
+            print(f"kdlib: {error}", file=sys.stderr)
+            failed.append(chapter.slug)
+    return 1 if failed else 0
+
+
+def _as_published(chapter, given: dict[str, str]) -> tuple[dict, str]:
+    from kdlib.book import results
+
+    if given:
+        raise BookError("--as-published takes every parameter from the published chapter; leave out -p and --device")
+    provenance = results.read(ROOT / "book" / "results" / f"{chapter.slug}.json").provenance
+    return {n: chapter.parameters[n].check(v) for n, v in provenance["parameters"].items()}, provenance["profile"]
+
+
+def _book(options) -> None:
+    from kdlib.book.render import RenderError, render
+
+    try:
+        out = render(Path(options.source) if options.source else None, Path(options.out))
+    except RenderError as error:
+        raise BookError(str(error)) from error
+    print(f"the book is in {os.path.relpath(out)}{os.sep}index.html")
+
+
+def _publish(options) -> None:
+    from kdlib.book.publish import publish
+
+    for slug in options.slugs:
+        print(publish(source(slug), Path(options.source)))
+
+
+def _pairs(option: str, texts: list[str]) -> dict[str, str]:
+    pairs = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise BookError(f"{option} takes NAME=VALUE, not {text!r}")
+        pairs[name] = value
+    return pairs
+
+
+def _minutes(minutes: float | None) -> str:
+    if minutes is None:
+        return "-"
+    return f"{minutes * 60:.0f} s" if minutes < 1 else f"{minutes:g} min" if minutes < 90 else f"{minutes / 60:.2g} h"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="kdlib", description="Execute, render and publish the chapters of the book.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, call, text: str):
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(call=call)
+        return sub
+
+    command("chapters", _chapters, "list the chapters, what they need, how long they take, and whether the published one is stale")
+    run = command("run", _run, "execute chapters: DIR/SLUG.ipynb and DIR/results/SLUG.json")
+    run.add_argument("slugs", nargs="*", metavar="SLUG")
+    run.add_argument("--all", action="store_true", help="every chapter")
+    run.add_argument("--profile", metavar="NAME", help=f"one of {', '.join(PROFILES)} (default: cpu)")
+    run.add_argument("-p", dest="parameter", action="append", default=[], metavar="NAME=VALUE", help="set a chapter's parameter")
+    run.add_argument("--only", action="append", default=[], metavar="NAME=VALUE",
+                     help="compute only this pair, seed or method into the store; parts add up")
+    run.add_argument("--as-published", action="store_true",
+                     help="with the published chapter's parameters, from the measurements published beside it")
+    run.add_argument("--out", metavar="DIR", help="default: _build/PROFILE")
+    run.add_argument("--jobs", type=int, metavar="N", help="processes side by side (default: one per core)")
+    run.add_argument("--device", metavar="D", help="auto, cpu or cuda")
+    book = command("book", _book, "render executed chapters to HTML; warnings are fatal")
+    book.add_argument("--from", dest="source", metavar="DIR", help="folder of executed chapters (default: the published ones)")
+    book.add_argument("--out", default=str(ROOT / "_build" / "html"), metavar="DIR", help="default: _build/html")
+    publish = command("publish", _publish, "make executed chapters the published ones, with their results and measurements")
+    publish.add_argument("slugs", nargs="+", metavar="SLUG")
+    publish.add_argument("--from", dest="source", required=True, metavar="DIR", help="folder of executed chapters")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

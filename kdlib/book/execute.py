@@ -1,0 +1,104 @@
+"""Papermill, so that nothing half-done is left behind and errors are one line."""
+
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import papermill
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+
+from kdlib.book import BookError
+from kdlib.book.chapters import Source
+
+
+def execute(chapter: Source, values: dict, out: Path, *, profile: str, jobs: int | None = None, only: dict | None = None,
+            say: Callable[[str], None] = print) -> str:
+    """Execute a chapter into OUT/SLUG.ipynb and OUT/results/SLUG.json, or leave both as they were.
+
+    Returns a line that says what was done. A failure is a BookError; the partly executed notebook then stands beside
+    as OUT/SLUG.failed.ipynb.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{chapter.slug}-", dir=out) as making:
+        notebook, results, progress = Path(making, "executed.ipynb"), Path(making, "results.json"), Path(making, "progress")
+        progress.touch()
+        order = {"results": str(results), "progress": str(progress), "profile": profile, "source": chapter.digest,
+                 "jobs": jobs, "only": only or {}}
+        try:
+            with _environment(KDLIB_RUN=json.dumps(order), JUPYTER_PREFER_ENV_PATH="1"), _follow(progress, say):
+                papermill.execute_notebook(chapter.path, notebook, parameters=values, progress_bar=False, kernel_name="python3",
+                                           cwd=making)
+        except PapermillExecutionError as error:
+            if error.ename == "PartDone":
+                return error.evalue
+            failed = out / f"{chapter.slug}.failed.ipynb"
+            shutil.move(notebook, failed)
+            raise BookError(f"{chapter.slug}: {error.ename}: {_first_line(error.evalue)} (cell {error.cell_index}; "
+                            f"all of it in {failed})") from error
+        except DeadKernelError as error:
+            raise BookError(f"{chapter.slug}: the kernel died (out of memory?); what had finished is in the store, "
+                            "run it again to go on") from error
+        _tidy(notebook)
+        (out / "results").mkdir(exist_ok=True)
+        os.replace(results, out / "results" / f"{chapter.slug}.json")
+        os.replace(notebook, out / f"{chapter.slug}.ipynb")
+        (out / f"{chapter.slug}.failed.ipynb").unlink(missing_ok=True)
+    return f"wrote {out / chapter.slug}.ipynb and {out / 'results' / chapter.slug}.json"
+
+
+def _tidy(path: Path) -> None:
+    """Drop papermill's clock times and paths of this machine: equal runs give equal notebooks."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata.pop("papermill", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+    nbformat.write(notebook, path)
+
+
+class _environment:
+    def __init__(self, **names: str):
+        self.names = names
+
+    def __enter__(self):
+        self.before = {n: os.environ.get(n) for n in self.names}
+        os.environ.update(self.names)
+
+    def __exit__(self, *exc):
+        for name, value in self.before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+class _follow:
+    """Say each line that the kernel appends to a file, while the block runs."""
+
+    def __init__(self, path: Path, say: Callable[[str], None]):
+        self.path, self.say, self.ended = path, say, threading.Event()
+
+    def __enter__(self):
+        self.thread = threading.Thread(target=self._read, daemon=True)
+        self.thread.start()
+
+    def __exit__(self, *exc):
+        self.ended.set()
+        self.thread.join()
+
+    def _read(self):
+        with open(self.path) as file:
+            while True:
+                last = self.ended.is_set()
+                for line in file:
+                    self.say(line.rstrip())
+                if last:
+                    return
+                self.ended.wait(0.3)
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else "no message"

@@ -1,0 +1,140 @@
+"""The book's figures: one style, one colour for each method, controls as hollow markers."""
+
+import textwrap
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from kdlib.book.results import Results
+
+# Okabe and Ito's palette: told apart by colour-blind readers; the markers tell methods apart in greyscale.
+METHODS = {"T": ("#000000", "*"), "Ind": ("#7a7a7a", "o"), "KL": ("#d55e00", "s"), "Hint": ("#0072b2", "D"),
+           "CRD": ("#009e73", "^")}
+NAMES = {"T": "teacher T", "T*": "teacher T*", "Ind": "independent", "Ind2": "second independent"}
+
+
+def use_style() -> None:
+    """Set matplotlib and Jupyter's inline pictures to the book's style: white ground, no box, sharp on a 2x screen."""
+    plt.rcParams.update({
+        "figure.dpi": 100, "figure.facecolor": "white", "savefig.facecolor": "white", "figure.constrained_layout.use": True,
+        "font.size": 10, "axes.titlesize": 10, "figure.titlesize": 12, "figure.titleweight": "bold",
+        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "x",
+        "grid.color": "#dddddd", "axes.axisbelow": True, "legend.frameon": False})
+    try:
+        from IPython import get_ipython
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+    except ImportError:
+        return
+    if get_ipython():
+        set_matplotlib_formats("retina")
+
+
+def name(method: str) -> str:
+    return NAMES.get(method, f"{method[:-1]}, taught by T*" if method.endswith("*") else method)
+
+
+def marker(method: str, size: float = 9) -> dict:
+    """Plot arguments of a method; a control (T*, KL*, Ind2) is its method's hollow twin."""
+    color, shape = METHODS[method.rstrip("*2")]
+    return dict(marker=shape, color=color, markersize=size * (1.3 if shape == "*" else 1), linestyle="none",
+                markerfacecolor="white" if method[-1] in "*2" else color, markeredgewidth=1.6)
+
+
+def arms(results: Results, *, measure: str, methods: list[str], domains: dict[str, str], title: str, label: str) -> Figure:
+    """A panel a domain, a row a method: each seed as a dot, their mean as the method's marker.
+
+    `domains` maps a domain's name in the results to what the panel's heading says.
+    """
+    figure, axes = plt.subplots(1, len(domains), figsize=(8.6, 1.1 + 0.34 * len(methods)), sharey=True)
+    for axis, (domain, heading) in zip(np.atleast_1d(axes), domains.items()):
+        for row, method in enumerate(methods):
+            values = results.values(measure=measure, method=method, domain=domain)
+            axis.plot(values, [row] * len(values), "o", color=marker(method)["color"], markersize=4, alpha=0.45, markeredgewidth=0)
+            axis.plot(np.mean(values), row, **marker(method))
+            if method in ("T", "Ind"):
+                axis.axvline(np.mean(values), color=marker(method)["color"], linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+        axis.set(title=heading, xlabel=label)
+        axis.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.0f}")
+    _rows(np.atleast_1d(axes)[0], [name(m) for m in methods])
+    figure.suptitle(textwrap.fill(title, 78))
+    return figure
+
+
+def effects(results: Results, *, measure: str, contrasts: list[tuple[str, str]], domains: dict[str, str], title: str,
+            label: str) -> Figure:
+    """A panel a domain, a row a contrast (method, reference): the effect with its 95 % interval, zero marked.
+
+    The thick bar is the interval over seeds and items, the thin ticks that over seeds alone.
+    """
+    figure, axes = plt.subplots(1, len(domains), figsize=(8.6, 1.1 + 0.34 * len(contrasts)), sharey=True)
+    for axis, (domain, heading) in zip(np.atleast_1d(axes), domains.items()):
+        axis.axvline(0, color="black", linewidth=1)
+        for row, (method, reference) in enumerate(contrasts):
+            found = results.find(measure=measure, method=method, reference=reference, domain=domain)
+            _interval(axis, row, found, marker(method))
+        axis.set(title=heading, xlabel=label)
+        axis.xaxis.set_major_formatter(lambda x, _: f"{100 * x:+.0f}" if x else "0")
+    _rows(np.atleast_1d(axes)[0], [f"{name(m)}\n− {name(r)}" if r != "Ind" else name(m) for m, r in contrasts])
+    figure.suptitle(textwrap.fill(title, 78))
+    return figure
+
+
+def split(results: Results, *, measures: dict[str, str], methods: list[str], domains: dict[str, str], title: str,
+          label: str) -> Figure:
+    """A panel a domain, a row a method: two measures (the first filled, the second hollow) joined by a line.
+
+    Markers are means over seeds, small dots single seeds.
+    """
+    figure, axes = plt.subplots(1, len(domains), figsize=(8.6, 1.5 + 0.34 * len(methods)), sharey=True)
+    for axis, (domain, heading) in zip(np.atleast_1d(axes), domains.items()):
+        for row, method in enumerate(methods):
+            color, means = marker(method)["color"], []
+            for measure, face in zip(measures, (color, "white")):
+                values = np.array([v for v in results.values(measure=measure, method=method, domain=domain) if v is not None])
+                axis.plot(values, [row] * len(values), "o", color=color, markersize=4, alpha=0.4, markeredgewidth=0)
+                means.append((values.mean() if values.size else np.nan, face))
+            axis.plot([m for m, _ in means], [row, row], color=color, linewidth=1, zorder=1)
+            for (mean, face), shape in zip(means, "os"):
+                axis.plot(mean, row, shape, color=color, markersize=9, markerfacecolor=face, markeredgewidth=1.6)
+        axis.set(title=heading, xlabel=label)
+        axis.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.0f}")
+    _rows(np.atleast_1d(axes)[0], [name(m) for m in methods])
+    keys = [plt.Line2D([], [], marker=shape, color="#444444", markerfacecolor=face, linestyle="none", markersize=8, label=text)
+            for (text, face), shape in zip(zip(measures.values(), ("#444444", "white")), "os")]
+    figure.legend(handles=keys, loc="outside lower center", ncols=2)
+    figure.suptitle(textwrap.fill(title, 78))
+    return figure
+
+
+def pictures(images: np.ndarray, captions: list[str], *, columns: int, rows: list[str] | None = None, title: str = "") -> Figure:
+    """Images (n, 3, h, w) uint8 in a grid, a caption under each; `rows` names the grid's rows."""
+    lines = max(caption.count("\n") + 1 if caption else 0 for caption in captions)
+    count = -(-len(images) // columns)
+    figure, axes = plt.subplots(count, columns, figsize=(8.6, count * (8.0 / columns + 0.17 * lines) + (0.5 if title else 0)),
+                                squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, image, caption in zip(axes.flat, images, captions):
+        axis.imshow(image.transpose(1, 2, 0), interpolation="nearest")
+        axis.text(0.5, -0.04, caption, transform=axis.transAxes, ha="center", va="top", fontsize=9, linespacing=1.15)
+    for axis, text in zip(axes[:, 0], rows or []):
+        axis.text(-0.15, 0.5, text, transform=axis.transAxes, ha="right", va="center", fontsize=10)
+    if title:
+        figure.suptitle(textwrap.fill(title, 78))
+    return figure
+
+
+def _interval(axis, row: int, effect: dict, style: dict) -> None:
+    if effect["low"] is not None:
+        axis.plot([effect["low"], effect["high"]], [row, row], color=style["color"], linewidth=2.4, solid_capstyle="butt")
+    if effect["low_seeds"] is not None:
+        axis.plot([effect["low_seeds"], effect["high_seeds"]], [row, row], "|", color=style["color"], markersize=9)
+    if effect["effect"] is not None:
+        axis.plot(effect["effect"], row, **style)
+
+
+def _rows(axis, labels: list[str]) -> None:
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set_ylim(len(labels) - 0.4, -0.6)
+    axis.tick_params(axis="y", length=0)

@@ -1,0 +1,45 @@
+"""Make executed chapters, their results and the measurements they read the published ones under book/."""
+
+import os
+import shutil
+from pathlib import Path
+
+import nbformat
+
+from kdlib.book import ROOT, BookError
+from kdlib.book import results as results_file
+from kdlib.book.chapters import Source, source_digest
+from kdlib.store import Store
+
+LARGEST = 3_000_000  # bytes of measurements beside one chapter
+
+
+def publish(chapter: Source, executed: Path, root: Path = ROOT) -> str:
+    """Check an executed chapter of the folder `executed`, then put it under book/. Returns a line about it.
+
+    Refused, with the reason: a source that has changed since, results of another execution, the smoke profile,
+    measurements that are no longer in the store.
+    """
+    notebook = executed / f"{chapter.slug}.ipynb"
+    if not notebook.exists():
+        raise BookError(f"no executed chapter {notebook}; run it first: kdlib run {chapter.slug} --out {executed}")
+    results = results_file.read(executed / "results" / f"{chapter.slug}.json")
+    if source_digest(nbformat.read(notebook, as_version=4)) != chapter.digest or results.provenance["source"] != chapter.digest:
+        raise BookError(f"{chapter.slug}: its source has changed since it was executed in {executed}; run it again")
+    if results.provenance["profile"] == "smoke":
+        raise BookError(f"{chapter.slug}: the smoke profile proves that a chapter runs and claims nothing; it is not published")
+
+    target, making = root / "book" / "results", root / "book" / "results" / f".{chapter.slug}.npz"
+    target.mkdir(parents=True, exist_ok=True)
+    (root / "book" / "chapters").mkdir(exist_ok=True)
+    store = Store(archives=sorted(target.glob("*.npz")))
+    store.archive(results.provenance["measurements"], making)
+    size = making.stat().st_size
+    if size > LARGEST:
+        making.unlink()
+        raise BookError(f"{chapter.slug}: its measurements are {size / 1e6:.1f} MB, more than {LARGEST / 1e6:.0f} MB")
+    os.replace(making, target / f"{chapter.slug}.npz")
+    shutil.copyfile(executed / "results" / f"{chapter.slug}.json", target / f"{chapter.slug}.json")
+    shutil.copyfile(notebook, root / "book" / "chapters" / notebook.name)
+    return (f"published {chapter.slug} ({results.provenance['profile']} profile, {results.provenance['device']}) with "
+            f"{len(results.provenance['measurements'])} measurements, {size / 1e6:.2f} MB")

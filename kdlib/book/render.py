@@ -1,0 +1,155 @@
+"""Rendering: prose pages and executed chapters, assembled in a scratch folder, become HTML by jupyter-book."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import unquote, urlsplit
+
+from bs4 import BeautifulSoup, Tag
+
+from kdlib.book import ROOT, BookError
+from kdlib.book.chapters import sources
+
+BOOK = ROOT / "book"
+
+STUB = """\
+# {title}
+
+:::{{admonition}} Not executed here
+:class: note
+This edition was rendered from a folder that does not hold this chapter in executed form. The command that runs it:
+
+```bash
+kdlib run {slug}
+```
+
+[How to re-run a chapter](../reproduce.md) tells more.
+:::
+"""
+
+
+class RenderError(BookError):
+    """jupyter-book warned or failed; the message holds its first complaints."""
+
+
+def contents() -> list[str]:
+    """The slugs of the chapters, in the order of the table of contents."""
+    return re.findall(r"^\s*- file: chapters/([\w-]+)", (BOOK / "_toc.yml").read_text(), flags=re.MULTILINE)
+
+
+def render(chapters_dir: Path | None, out: Path) -> Path:
+    """Render the book with the executed chapters of a folder (default: the published ones) to `out`/index.html.
+
+    A chapter that the folder lacks becomes a page that says how to run it. Warnings are fatal: RenderError, and an
+    earlier `out` stays as it was.
+    """
+    chapters_dir = Path(chapters_dir or BOOK / "chapters")
+    out = Path(out).resolve()
+    if out.exists() and any(out.iterdir()) and not (out / "objects.inv").exists():
+        raise RenderError(f"{out} holds something other than a rendered book; name another folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".render-", dir=out.parent) as work:
+        source = Path(work, "source")
+        shutil.copytree(BOOK, source, ignore=shutil.ignore_patterns("chapters", "results"))
+        for slug in contents():
+            _place(slug, chapters_dir, source)
+        html = _jupyter_book(source, Path(work))
+        if out.exists():
+            out.rename(Path(work, "earlier"))
+        html.rename(out)
+    return out
+
+
+def _place(slug: str, chapters_dir: Path, source: Path) -> None:
+    """Put a chapter into the source folder: its executed notebook with a link to its results, or a stub."""
+    (source / "chapters").mkdir(exist_ok=True)
+    executed = chapters_dir / f"{slug}.ipynb"
+    if not executed.exists():
+        title = sources()[slug].title if slug in sources() else slug.replace("-", " ").capitalize()
+        (source / "chapters" / f"{slug}.md").write_text(STUB.format(slug=slug, title=title))
+        return
+    notebook = json.loads(executed.read_text())
+    stores = (chapters_dir / "results", chapters_dir.parent / "results")
+    results = next((path for store in stores if (path := store / f"{slug}.json").exists()), None)
+    if results:
+        (source / "results").mkdir(exist_ok=True)
+        shutil.copy(results, source / "results")
+        text = f"Every number of this page: {{download}}`{slug}.json <../results/{slug}.json>`, {{ref}}`explained <results-file>`."
+        cell_id = {"id": "results"} if notebook["nbformat_minor"] >= 5 else {}
+        notebook["cells"].append({"cell_type": "markdown", "metadata": {}, "source": text} | cell_id)
+    (source / "chapters" / f"{slug}.ipynb").write_text(json.dumps(notebook))
+
+
+def _jupyter_book(source: Path, work: Path) -> Path:
+    """Build with warnings as errors; the folder of the HTML."""
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", source]
+    command += ["--config", ROOT / "_config.yml", "--toc", source / "_toc.yml", "--path-output", work, "-W", "-n", "--keep-going"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        log = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).replace(f"{source}/", "").splitlines()
+        complaints = [line for line in log if re.search(r"WARNING|ERROR|CRITICAL|Error:|Exception", line)]
+        raise RenderError("\n".join((complaints or log[-10:])[:10]))
+    return work / "_build" / "html"
+
+
+REMOTE = re.compile(r"\s*(https?:)?//", re.IGNORECASE)
+REMOTE_CSS = re.compile(r"""(?:url\(\s*|@import\s+)["']?((?:https?:)?//[^"')\s]+)""", re.IGNORECASE)
+REMOTE_JS = re.compile(
+    r"""(?:\bfrom|\bimport\s*\(?|\bfetch\s*\(|\.src\s*=)\s*["'`]((?:https?:)?//[^"'`]+)"""
+    r"""|["'`]((?:https?:)?//[^"'`\s]+\.(?:m?js|css|wasm))["'`]"""
+)
+LOADING_RELS = {"stylesheet", "icon", "preload", "modulepreload", "prefetch", "preconnect", "dns-prefetch", "manifest"}
+
+
+def check_html(out: Path) -> list[str]:
+    """Problems of a rendered book: broken internal links, images without alt text, anything loaded from another host."""
+    out = Path(out).resolve()
+    pages = {path: BeautifulSoup(path.read_text(), "html.parser") for path in sorted(out.rglob("*.html")) if "_static" not in path.parts}
+    anchors = {path: {tag.get("id") or tag.get("name") for tag in page.select("[id], a[name]")} for path, page in pages.items()}
+    problems = [f"{path.relative_to(out)}: {problem}" for path, page in pages.items() for problem in _page_problems(path, page, anchors)]
+    for path in sorted(out.rglob("*.css")):
+        problems += [f"{path.relative_to(out)}: loads {url}" for url in REMOTE_CSS.findall(path.read_text())]
+    return problems
+
+
+def _page_problems(path: Path, page: BeautifulSoup, anchors: dict[Path, set[str]]) -> Iterator[str]:
+    for img in page.find_all("img"):
+        alt, decorative = img.get("alt"), img.get("role") in ("presentation", "none") or img.get("aria-hidden") == "true"
+        if alt is None or (not alt.strip() and not decorative) or (alt and alt == img.get("src")):  # Sphinx's default is the path
+            yield f"image without alt text: {img.get('src', '')[:80]}"
+    for tag, url in _urls(page):
+        if not REMOTE.match(url):
+            if complaint := _broken(path, url, anchors):
+                yield f"{complaint}: <{tag.name}> {url}"
+        elif tag.name not in ("a", "area") and (tag.name != "link" or LOADING_RELS & set(tag.get("rel", []))):
+            yield f"loads {url}: <{tag.name}>"
+    styles = [tag.get_text() for tag in page.find_all("style")] + [tag["style"] for tag in page.select("[style]")]
+    scripts = [tag.get_text() for tag in page.find_all("script", src=False)]
+    yield from (f"loads {url}: style" for text in styles for url in REMOTE_CSS.findall(text))
+    yield from (f"loads {a or b}: script" for text in scripts for a, b in REMOTE_JS.findall(text))
+
+
+def _urls(page: BeautifulSoup) -> Iterator[tuple[Tag, str]]:
+    """Every address that an attribute of the page names, with its tag."""
+    for tag in page.find_all(True):
+        yield from ((tag, tag[key]) for key in ("href", "xlink:href", "src", "poster", "data") if tag.get(key))
+        yield from ((tag, part.split()[0]) for part in tag.get("srcset", "").split(",") if part.strip())
+
+
+def _broken(path: Path, url: str, anchors: dict[Path, set[str]]) -> str | None:
+    """What is wrong with a link to a place inside the book, if anything."""
+    parts = urlsplit(url)
+    if parts.scheme:  # mailto:, data:, javascript:
+        return None
+    target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+    target = target / "index.html" if target.is_dir() else target
+    if not target.exists():
+        return "broken link"
+    if parts.fragment and target in anchors and unquote(parts.fragment) not in anchors[target]:
+        return "broken anchor"
+    return None

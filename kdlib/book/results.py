@@ -1,0 +1,95 @@
+"""results/SLUG.json: one schema, read by everything downstream (documented in book/reproduce.md)."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from kdlib import stats
+from kdlib.book import BookError
+
+VERSION = 1
+RECORD = ("pair", "condition", "domain", "method", "seed", "measure", "value", "n")
+EFFECT = ("pair", "condition", "domain", "method", "reference", "measure",
+          *(f.name for f in dataclasses.fields(stats.Effect)))
+PROVENANCE = ("parameters", "profile", "commit", "source", "device", "dtype", "versions", "seeds", "start", "duration",
+              "measurements")
+
+
+@dataclasses.dataclass
+class Results:
+    chapter: str
+    provenance: dict
+    records: list[dict] = dataclasses.field(default_factory=list)
+    effects: list[dict] = dataclasses.field(default_factory=list)
+
+    def record(self, values: np.ndarray, seeds: list[int], *, pair: str, domain: str, method: str, measure: str,
+               condition: dict | None = None) -> None:
+        """One row a seed. `values` is per seed and item (n, m), its row mean being the value; or per seed (n,)."""
+        values = np.asarray(values, float)
+        for seed, row in zip(seeds, values, strict=True):
+            self.records.append({"pair": pair, "condition": condition or {}, "domain": domain, "method": method,
+                                 "seed": seed, "measure": measure, "value": _number(row.mean()),
+                                 "n": row.size if values.ndim == 2 else None})
+
+    def effect(self, student: np.ndarray, reference: np.ndarray, teacher=None, *, pair: str, domain: str, method: str,
+               against: str, measure: str, condition: dict | None = None) -> stats.Effect:
+        """The effect of `method` on `measure` against the method `against`, as `kdlib.stats.effect` computes it.
+
+        A measure that some seed leaves undefined (NaN) has no effect; its flag says so.
+        """
+        if all(np.isfinite(np.asarray(v, float)).all() for v in (student, reference, 0.0 if teacher is None else teacher)):
+            found = stats.effect(student, reference, teacher)
+        else:
+            nothing = {f.name: None for f in dataclasses.fields(stats.Effect)}
+            found = stats.Effect(**nothing | {"n_seeds": len(student), "flag": "undefined"})
+        self.effects.append({"pair": pair, "condition": condition or {}, "domain": domain, "method": method,
+                             "reference": against, "measure": measure,
+                             **{k: _number(v) for k, v in dataclasses.asdict(found).items()}})
+        return found
+
+    def find(self, **wanted) -> dict:
+        """The one effect row that has these values."""
+        rows = [e for e in self.effects if all(e[k] == v for k, v in wanted.items())]
+        if len(rows) != 1:
+            raise KeyError(f"{len(rows)} effects match {wanted}")
+        return rows[0]
+
+    def values(self, **wanted) -> list[float]:
+        """The recorded values, a seed each, that match."""
+        return [r["value"] for r in self.records if all(r[k] == v for k, v in wanted.items())]
+
+    def write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        body = {"schema_version": VERSION, **dataclasses.asdict(self)}
+        path.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n")
+
+
+def read(path: Path) -> Results:
+    """Read and check a results file; one clear line says what is wrong with it."""
+    try:
+        body = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BookError(f"no results at {path}; run the chapter first: kdlib run {path.stem}") from None
+    except ValueError as error:
+        raise BookError(f"{path} is not JSON ({error}); run the chapter again: kdlib run {path.stem}") from None
+    problems = []
+    if body.get("schema_version") != VERSION:
+        problems.append(f"schema_version is {body.get('schema_version')!r}, this kdlib reads {VERSION}")
+    if set(PROVENANCE) - set(body.get("provenance", {})):
+        problems.append(f"provenance lacks {', '.join(sorted(set(PROVENANCE) - set(body.get('provenance', {}))))}")
+    for part, columns in ("records", RECORD), ("effects", EFFECT):
+        if any(set(row) != set(columns) for row in body.get(part, [{}])):
+            problems.append(f"{part} do not have the columns {', '.join(columns)}")
+    if problems:
+        raise BookError(f"{path}: {'; '.join(problems)}; run the chapter again: kdlib run {path.stem}")
+    return Results(body["chapter"], body["provenance"], body["records"], body["effects"])
+
+
+def _number(value):
+    """Plain JSON numbers; what is not finite is null."""
+    if isinstance(value, (np.floating, np.integer)):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,96 @@
+"""Networks. `net(x)` returns logits for pixels in [0, 1]; features come from taps by layer name."""
+
+import difflib
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std per channel, as a network's first layer, so that eps and pixels mean the same for all."""
+
+    def __init__(self, mean=(0.0,), std=(1.0,)):
+        super().__init__()
+        for name, value in ("mean", mean), ("std", std):
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float32).view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+class MnistNet(nn.Sequential):
+    """The PyTorch MNIST example's network, which the paper uses for teacher and student (Sec. 5.1, appendix).
+
+    Input (batch, 3, size, size). At 28 pixels the first linear layer has 9,216 inputs, as in the paper. `dropout=False`
+    leaves out both dropout layers, as the author code does. The hint layer is `conv2`, before its ReLU.
+    """
+
+    version = 1
+
+    def __init__(self, size: int = 28, classes: int = 10, dropout: bool = True, mean=(0.0,), std=(1.0,)):
+        side = (size - 4) // 2
+        if side < 1:
+            raise ValueError(f"mnistnet: size must be at least 6 pixels, got {size}")
+        super().__init__()
+        for name, layer in dict(
+            normalize=Normalize(mean, std),
+            conv1=nn.Conv2d(3, 32, 3), relu1=nn.ReLU(),
+            conv2=nn.Conv2d(32, 64, 3), relu2=nn.ReLU(), pool=nn.MaxPool2d(2),
+            dropout1=nn.Dropout(0.25 if dropout else 0.0), flatten=nn.Flatten(),
+            fc1=nn.Linear(64 * side * side, 128), relu3=nn.ReLU(),
+            dropout2=nn.Dropout(0.5 if dropout else 0.0), fc2=nn.Linear(128, classes),
+        ).items():
+            self.add_module(name, layer)
+
+
+ARCHITECTURES = {"mnistnet": MnistNet}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network by name and arguments: what a run needs to build it, and part of the run's key."""
+
+    name: str
+    arguments: dict = field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    @property
+    def version(self) -> int:
+        return self._class().version
+
+    def build(self) -> nn.Module:
+        return self._class()(**self.arguments)
+
+    def _class(self):
+        if self.name not in ARCHITECTURES:
+            near = difflib.get_close_matches(self.name, ARCHITECTURES, 1)
+            raise ValueError(f"no model named {self.name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+                             + f" (known: {', '.join(ARCHITECTURES)})")
+        return ARCHITECTURES[self.name]
+
+
+@contextmanager
+def taps(net: nn.Module, *layers: str):
+    """Record named layers' outputs while `net` runs: `with taps(net, "conv2") as seen: net(x); seen["conv2"]`.
+
+    Names are those of `net.named_modules()`; the network itself is not changed. An unknown name is a ValueError.
+    """
+    modules, seen, handles = dict(net.named_modules()), {}, []
+    for layer in layers:
+        if layer not in modules:
+            near = difflib.get_close_matches(layer, modules, 1)
+            raise ValueError(f"no layer named {layer!r} in {type(net).__name__}"
+                             + (f"; did you mean {near[0]!r}?" if near else "")
+                             + f" (known: {', '.join(m for m in modules if m)})")
+    try:
+        for layer in layers:
+            handles.append(modules[layer].register_forward_hook(
+                lambda module, args, output, layer=layer: seen.__setitem__(layer, output)))
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,261 @@
+"""Effects and transfer with intervals over seeds and test items, crossed.
+
+Row i of every table belongs to seed i, column j to test item j. Arms are paired by seed (same initial weights, same
+data in the same order) and all seeds answer for the same items, so neither axis may be treated as if it were fixed:
+a teacher moves its students on the *same* images, and an interval over seeds alone does not see that.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import t as student_t
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its interval, in the units of the data; `p` is the two-sided p value of "mean = 0".
+
+    With fewer than 3 seeds `low`, `high` and `p` are None; with one seed `se` is nan and `df` 0.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    se: float
+    df: float
+    p: float | None
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low is not None and (self.low > 0 or self.high < 0)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The statistical columns of one row of results; None where there is no value, `flag` then says why."""
+
+    effect: float
+    low: float | None
+    high: float | None
+    low_seeds: float | None
+    high_seeds: float | None
+    transfer: float | None
+    transfer_low: float | None
+    transfer_high: float | None
+    n_seeds: int
+    n_items: int | None
+    flag: str | None
+    se: float | None
+    df: float | None
+    p: float | None
+
+
+def crossed(d: ArrayLike, *, level: float = 0.95) -> Interval:
+    """Mean of paired differences d (n seeds, m items), with an interval for new seeds and new items.
+
+        SE^2 = max(v_s/n + v_i/m - v_r/(n m), v_s/n)
+        df   = max(SE^4 / ((v_s/n)^2/(n-1) + (v_i/m)^2/(m-1)), n-1)        (Satterthwaite, 1946)
+        mean -+ t_df SE
+
+    v_s is the variance of the n row means, v_i of the m column means, v_r the mean square of the residuals
+    d_ij - row_i - column_j + mean (divisor (n-1)(m-1)), which v_s/n and v_i/m both contain and which is taken off once.
+    The model is two-way random effects without replication (Searle, Casella and McCulloch, Variance Components, 1992).
+
+    Raises ValueError unless d is finite, two-dimensional and has n >= 1, m >= 2.
+    """
+    return _interval(_table("crossed: d", d, (2,)), level)
+
+
+def over_seeds(d: ArrayLike, *, level: float = 0.95) -> Interval:
+    """Mean of d (n,), one value per seed, with Student's t interval: mean -+ t_{n-1} s / sqrt(n).
+
+    For measures without items that all seeds share, or, of row means, for new seeds on this very test set.
+    Raises ValueError unless d is finite, one-dimensional and n >= 1.
+    """
+    return _interval(_table("over_seeds: d", d, (1,)), level)
+
+
+def fieller(numerator: ArrayLike, denominator: ArrayLike, *,
+            level: float = 0.95) -> tuple[float, float, float] | None:
+    """Ratio of means N / D of two paired tables, with Fieller's interval: (ratio, low, high), without unit.
+
+        {theta : (N - theta D)^2 <= t^2 Var(N - theta D)}        (Fieller, 1954)
+
+    Both tables are (n, m), or both (n,) for measures without items. Var is SE^2 of `crossed` for the table
+    numerator - theta denominator, and t has the degrees of freedom of that table at theta = N / D. As SE^2 is the larger
+    of two quadratics in theta, the set is the union of two; (low, high) is the smallest interval that holds it.
+
+    None where the set is unbounded, as D is not clear of zero, and with fewer than 3 seeds.
+    Raises ValueError unless both are finite, of one shape, with n >= 1 and m >= 2.
+    """
+    a = _table("fieller: numerator", numerator, (1, 2))
+    b = _table("fieller: denominator", denominator, (1, 2))
+    if np.shape(numerator) != np.shape(denominator):
+        raise ValueError(f"fieller: numerator {np.shape(numerator)} and denominator {np.shape(denominator)} "
+                         "must have one shape")
+    if len(a) < 3:
+        return None
+    ratio, low, high = (float(x) for x in _fieller(a, b, level))
+    return None if np.isnan(low) else (ratio, low, high)
+
+
+def effect(student: ArrayLike, reference: ArrayLike, teacher: ArrayLike | None = None, *,
+           level: float = 0.95) -> Effect:
+    """What a student has over its reference, and the share of the teacher's lead that this makes up.
+
+        effect   = p(S) - p(reference)                                     `crossed`, beside it `over_seeds`
+        transfer = (p(S) - p(reference)) / (p(T) - p(reference))           `fieller`; 0: nothing inherited, 1: all
+
+    `student` and `reference` hold per-item values, (n, m), booleans or numbers, row i of both from seed i; or (n,) where
+    a measure has no items that all seeds share: then both intervals are t over seeds and n_items is None. `teacher` is
+    (n, m), (m,) for one teacher (all is then conditional on it), (n,) beside students of (n,), a number (1.0 for
+    relations to T), or None where transfer is not defined.
+
+    Flags, each of which leaves transfer None:
+        fewer than 3 seeds    no interval either
+        no spread             no interval either: every seed is off by the same amount, which a few seeds on a nearly
+                              saturated measure can be by chance; its interval would have no width
+        no teacher gap        the interval of p(T) - p(reference) holds zero
+        student only          so it does, yet the effect is clear of zero
+        unbounded             the gap is clear of zero, but Fieller's set is not bounded
+
+    Raises ValueError for shapes other than these and for values that are not finite.
+    """
+    s = _table("effect: student", student, (1, 2))
+    r = _table("effect: reference", reference, (1, 2))
+    shape = np.shape(student)
+    if np.shape(reference) != shape:
+        raise ValueError(f"effect: student {shape} and reference {np.shape(reference)} must have one shape")
+    difference = s - r
+    gap = None if teacher is None else _teacher(teacher, shape) - r
+
+    whole, seeds = _interval(difference, level), over_seeds(difference.mean(1), level=level)
+    transfer, flag = (None, None, None), None
+    if len(s) < 3:
+        flag = "fewer than 3 seeds"
+    elif whole.mean and whole.se < 1e-9 * abs(whole.mean):  # zero but for rounding
+        flag, whole, seeds = "no spread", *(replace(i, low=None, high=None, p=None) for i in (whole, seeds))
+    elif gap is not None and not _interval(gap, level).excludes_zero:
+        flag = "student only" if whole.excludes_zero else "no teacher gap"
+    elif gap is not None:
+        ratio, low, high = (float(x) for x in _fieller(difference, gap, level))
+        transfer, flag = (transfer, "unbounded") if np.isnan(low) else ((ratio, low, high), None)
+    return Effect(whole.mean, whole.low, whole.high, seeds.low, seeds.high, *transfer,
+                  n_seeds=len(s), n_items=shape[1] if len(shape) == 2 else None, flag=flag, se=whole.se, df=whole.df, p=whole.p)
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """Holm's adjusted p values, in the order given; None is passed through and not counted.
+
+    With the k values sorted, p_(1) <= ... <= p_(k): adjusted p_(j) = max_{i <= j} min(1, (k - i + 1) p_(i)) (Holm, 1979).
+    Raises ValueError for a value outside [0, 1].
+    """
+    tested = sorted((i for i, value in enumerate(p) if value is not None), key=lambda i: p[i])
+    adjusted, largest = [None] * len(p), 0.0
+    for rank, i in enumerate(tested):
+        if not 0 <= p[i] <= 1:
+            raise ValueError(f"holm: p values lie in [0, 1], got {p[i]}")
+        largest = max(largest, min(1.0, (len(tested) - rank) * float(p[i])))
+        adjusted[i] = largest
+    return adjusted
+
+
+def smallest_effect(interval: Interval, *, power: float = 0.8, level: float = 0.95) -> float | None:
+    """The smallest true effect that a test at 1 - level would have found with this power, in the interval's units.
+
+        (t_{(1 + level)/2, df} + t_{power, df}) SE        (normal theory, quantiles of t)
+
+    None where the interval has no bounds. Raises ValueError unless power lies in [0.5, 1) and level in (0, 1).
+    """
+    if not 0.5 <= power < 1:
+        raise ValueError(f"smallest_effect: power must lie in [0.5, 1), got {power}")
+    if interval.low is None:
+        return None
+    return float((_quantile(level, interval.df) + student_t.ppf(power, interval.df)) * interval.se)
+
+
+# The core works on stacks of tables, (..., n, m). A measure without items is a table of one column: its item and
+# residual deviations vanish, and what is left is Student's t over seeds.
+
+def _parts(a, b):
+    """What seeds, items and residuals contribute to Cov(mean a, mean b): v_s/n, v_i/m and v_r/(n m), each (...)."""
+    n, m = a.shape[-2:]
+    (row_a, column_a, residual_a), (row_b, column_b, residual_b) = _deviations(a), _deviations(b)
+    with np.errstate(divide="ignore", invalid="ignore"):  # one seed: no variance over seeds
+        return ((row_a * row_b).sum((-2, -1)) / (n - 1) / n,
+                (column_a * column_b).sum((-2, -1)) / max(m - 1, 1) / m,
+                (residual_a * residual_b).sum((-2, -1)) / (n - 1) / max(m - 1, 1) / (n * m))
+
+
+def _deviations(x):
+    mean = x.mean((-2, -1), keepdims=True)
+    row, column = x.mean(-1, keepdims=True) - mean, x.mean(-2, keepdims=True) - mean
+    return row, column, x - row - column - mean
+
+
+def _spread(d):
+    """SE^2 and degrees of freedom of the mean of d (..., n, m)."""
+    n, m = d.shape[-2:]
+    seeds, items, residual = _parts(d, d)
+    variance = np.maximum(seeds + items - residual, seeds)
+    with np.errstate(divide="ignore", invalid="ignore"):  # fmax puts n - 1 in the place of 0/0
+        return variance, np.fmax(variance**2 / (seeds**2 / (n - 1) + items**2 / max(m - 1, 1)), n - 1)
+
+
+def _interval(d, level):
+    mean, (variance, df) = float(d.mean()), (float(x) for x in _spread(d))
+    se = np.sqrt(variance).item()
+    if len(d) < 3:
+        return Interval(mean, None, None, se, df, None)
+    half = float(_quantile(level, df)) * se
+    p = float(2 * student_t.sf(abs(mean) / se, df)) if se > 0 else float(mean == 0)
+    return Interval(mean, mean - half, mean + half, se, df, p)
+
+
+def _fieller(numerator, denominator, level):
+    """Ratio, low and high, each (...); low and high are nan where the set is unbounded.
+
+    With theta = N/D + x and the table e = numerator - N/D denominator, whose mean is zero, either set is
+    (D^2 - t^2 V_DD) x^2 + 2 t^2 V_eD x - t^2 V_ee <= 0.
+    """
+    gap = denominator.mean((-2, -1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = numerator.mean((-2, -1)) / gap
+        e = numerator - ratio[..., None, None] * denominator
+        t2 = _quantile(level, _spread(e)[1]) ** 2
+        parts = [_parts(e, e), _parts(e, denominator), _parts(denominator, denominator)]
+        low, high, bounded = ratio, ratio, True
+        for v_ee, v_ed, v_dd in [[s + i - r for s, i, r in parts], [s for s, _, _ in parts]]:
+            a, b = gap**2 - t2 * v_dd, t2 * v_ed
+            root = np.sqrt(b**2 + a * t2 * v_ee)  # nan where the set is empty; fmin and fmax pass over it
+            low, high = np.fmin(low, ratio - (b + root) / a), np.fmax(high, ratio - (b - root) / a)
+            bounded = bounded & (a > 0)
+    return ratio, np.where(bounded, low, np.nan), np.where(bounded, high, np.nan)
+
+
+def _quantile(level, df):
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie strictly between 0 and 1, got {level}")
+    return student_t.ppf((1 + level) / 2, df)
+
+
+def _table(name, values, dims):
+    """Values as floats (n, m), m = 1 for a measure without items."""
+    x = np.asarray(values, dtype=float)
+    if x.ndim not in dims or len(x) < 1 or (x.ndim == 2 and x.shape[1] < 2):
+        wanted = " or ".join({1: "(seeds,)", 2: "(seeds, at least 2 items)"}[k] for k in dims)
+        raise ValueError(f"{name} must be {wanted}, got shape {x.shape}")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{name} has {np.count_nonzero(~np.isfinite(x))} values that are not finite")
+    return x.reshape(len(x), -1)
+
+
+def _teacher(values, shape):
+    x = np.asarray(values, dtype=float)
+    if x.shape not in ((), shape, shape[-1:]):
+        raise ValueError(f"effect: teacher {x.shape} must be a number, {shape[-1:]} or {shape}, the student's shape")
+    if not np.isfinite(x).all():
+        raise ValueError(f"effect: teacher has {np.count_nonzero(~np.isfinite(x))} values that are not finite")
+    return np.broadcast_to(x, shape).reshape(shape[0], -1)

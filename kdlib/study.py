@@ -1,0 +1,181 @@
+"""A study: measurements asked of runs. What the store has is read, the rest is computed side by side.
+
+The executor is anything with the interface of `concurrent.futures.Executor`; by default loky, a process per core.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Executor, wait
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+import torch
+from loky import get_reusable_executor
+
+from kdlib.distill import Alone
+from kdlib.models import Model
+from kdlib.probes import accuracy
+from kdlib.store import Arrays, Store, StoreError, describe, key
+from kdlib.train import Run, finish, repeatable
+
+
+class Measure:
+    """A probe put to runs on data: a value, like a run. Subclasses are frozen dataclasses with `runs` and `compute`."""
+
+    runs: tuple[Run, ...] = ()
+
+    @cached_property
+    def key(self) -> str:
+        return key(describe(self))
+
+    def compute(self, *nets: torch.nn.Module) -> Arrays:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Predictions(Measure):
+    """The classes that one network predicts on a test domain: `prediction` (n,) uint8."""
+
+    run: Run
+    data: object
+    domain: str
+
+    @property
+    def runs(self):
+        return (self.run,)
+
+    def describe(self) -> dict:
+        return {"type": "Predictions", "version": accuracy.version, "run": self.run.key, "data": describe(self.data),
+                "domain": self.domain}
+
+    def compute(self, net):
+        x, _ = self.data.test(self.domain, self.run.device)
+        return {"prediction": accuracy.predict(net, x).byte().cpu().numpy()}
+
+
+@dataclass(frozen=True)
+class Items(Measure):
+    """A test domain itself: `label` (n,) of all items, and `image` (k, 3, size, size) uint8 of the first `images`."""
+
+    data: object
+    domain: str
+    images: int = 0
+
+    version: ClassVar[int] = 1
+
+    def compute(self):
+        x, y = self.data.test(self.domain, "cpu")
+        image = x[: self.images] if self.images else x[:0]
+        return {"label": y.byte().numpy(), "image": (image * 255).round().byte().numpy()}
+
+
+def arms(*, data, teacher: Model, student: Model, teacher_domains, teacher_star_domains, student_domains, objectives: dict,
+         seeds: Iterable[int], schedule, device: str, dtype: str) -> dict[tuple[str, int], Run]:
+    """The runs of a teacher-student pair, controls included, by (method, seed).
+
+    T and T* (the teacher that lacks the property: it saw other domains) start alike, and so do Ind and every distilled
+    student of a seed; Ind2 is a second independent student. `objectives` maps methods to objectives; a name that ends
+    in * is taught by T*.
+    """
+    common = dict(data=data, schedule=schedule, device=device, dtype=dtype)
+    runs = {}
+    for seed in seeds:
+        for method, domains in ("T", teacher_domains), ("T*", teacher_star_domains):
+            runs[method, seed] = Run(domains=domains, model=teacher, objective=Alone(), seed=f"teacher-{seed}", **common)
+        for method, name in ("Ind", "student"), ("Ind2", "second"):
+            runs[method, seed] = Run(domains=student_domains, model=student, objective=Alone(), seed=f"{name}-{seed}", **common)
+        for method, objective in objectives.items():
+            runs[method, seed] = Run(domains=student_domains, model=student, objective=objective, seed=f"student-{seed}",
+                                     teacher=runs["T*" if method.endswith("*") else "T", seed], **common)
+    return runs
+
+
+def complete(measures: Iterable[Measure], store: Store, *, jobs: int | Executor | None = None,
+             progress: Callable[[str], None] = print) -> dict[Measure, Arrays]:
+    """Every measurement's arrays, in the order asked; what is missing is trained and measured first.
+
+    `jobs` is a number of processes (default: one per core, one where the runs are on a GPU) or an executor. Each
+    finished run and measurement lands in the store at once, so an interrupted study goes on where it stopped.
+    """
+    measures = list(dict.fromkeys(measures))
+    todo = _missing(measures, store)
+    if todo:
+        on_gpu = any(run.device == "cuda" for m in measures for run in m.runs)
+        jobs = (1 if on_gpu else len(os.sched_getaffinity(0))) if jobs is None else jobs
+        executor = get_reusable_executor(max_workers=jobs) if isinstance(jobs, int) else jobs
+        _work(todo, store, executor, progress)
+    return {m: _read(m, store) for m in measures}
+
+
+def _missing(measures: list[Measure], store: Store) -> dict[Run | Measure, set]:
+    """What has to be computed, with what each of it waits for. Runs whose measurements are all there are not needed."""
+    todo: dict[Run | Measure, set] = {}
+
+    def need(run: Run) -> set:
+        if run in todo:
+            return {run}
+        if store.read("run", run.key) is not None:
+            return set()
+        todo[run] = need(run.teacher) if run.teacher else set()
+        return {run}
+
+    for measure in measures:
+        if store.read("measure", measure.key) is None:
+            todo[measure] = set().union(*(need(run) for run in measure.runs))
+    return todo
+
+
+def _work(todo: dict[Run | Measure, set], store: Store, executor: Executor, progress: Callable[[str], None]) -> None:
+    started, total, done = time.monotonic(), sum(map(_cost, todo)), 0.0
+    runs = sum(isinstance(task, Run) for task in todo)
+    progress(f"{runs} networks to train, {len(todo) - runs} measurements to take")
+    finished, waiting, running = set(), dict(todo), {}
+    while waiting or running:
+        # measurements first: they are short, and what they belong to is settled once they have landed
+        for task in sorted((t for t, needs in waiting.items() if needs <= finished), key=lambda t: isinstance(t, Run)):
+            running[executor.submit(_compute, task, store)] = task
+            del waiting[task]
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            task = running.pop(future)
+            try:
+                future.result()
+            except BaseException:
+                for other in running:
+                    other.cancel()
+                raise
+            finished.add(task)
+            done += _cost(task)
+            if isinstance(task, Run):
+                trained = sum(isinstance(t, Run) for t in finished)
+                left = (time.monotonic() - started) / done * (total - done)
+                progress(f"{trained}/{runs} trained, about {_duration(left)} left: {task}")
+
+
+def _compute(task: Run | Measure, store: Store) -> None:
+    if isinstance(task, Run):
+        finish(task, store)
+        return
+    with store.lock(task.key):
+        if store.read("measure", task.key) is None:
+            device = task.runs[0].device if task.runs else "cpu"
+            with repeatable(device):
+                arrays = task.compute(*(finish(run, store) for run in task.runs))
+            store.write("measure", describe(task), arrays, {})
+
+
+def _read(measure: Measure, store: Store) -> Arrays:
+    entry = store.read("measure", measure.key)
+    if entry is None:
+        raise StoreError(f"store: the measurement {measure.key} vanished from {store.root} while it was being read")
+    return entry.arrays
+
+
+def _cost(task: Run | Measure) -> float:
+    return task.cost if isinstance(task, Run) else 0.02
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,230 @@
+"""One training loop, used by everything. A run is a value; training it is a pure function of that value."""
+
+import hashlib
+import math
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from kdlib.models import Model, taps
+from kdlib.store import Store, describe, key
+
+CACHED_TARGETS = 2**29  # bytes of teacher outputs worth keeping; part of a run's meaning, since bfloat16 rounds by batch
+
+
+class TrainingError(Exception):
+    """Training failed; the message says which run and where."""
+
+
+@dataclass(frozen=True)
+class Adadelta:
+    """The schedule of the PyTorch MNIST example, which the paper used: Adadelta, lr 1, batches of 64.
+
+    The example multiplies lr by 0.7 after each of its 14 epochs. Here the same curve is stretched over `epochs`:
+    lr * 0.7^(14 e / epochs) in epoch e, which is the example's own at 14. A batch is a number of items, each of them
+    once per domain.
+    """
+
+    epochs: int
+    batch: int = 64
+    lr: float = 1.0
+
+    version: ClassVar[int] = 1
+
+    def optimizer(self, parameters) -> torch.optim.Optimizer:
+        return torch.optim.Adadelta(parameters, lr=self.lr)
+
+    def rate(self, epoch: int) -> float:
+        return self.lr * 0.7 ** (14 * epoch / self.epochs)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that determines a trained network. `seed` is a name; equal names give equal initial weights, order,
+    augmentation and dropout, whatever the objective. `device` is a type (cpu, cuda), `dtype` is resolved, not auto."""
+
+    data: object  # a suite
+    domains: tuple[str, ...]
+    model: Model
+    objective: object  # of kdlib.distill
+    schedule: Adadelta
+    seed: str
+    teacher: "Run | None" = None
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    version: ClassVar[int] = 1  # of the engine
+
+    def __post_init__(self):
+        if (self.objective.teacher_layer is None) != (self.teacher is None):
+            raise ValueError(f"{type(self.objective).__name__} {'needs a' if self.teacher is None else 'takes no'} teacher")
+
+    def describe(self) -> dict:
+        return {"type": "Run", "version": self.version, "torch": torch.__version__.split("+")[0],
+                "data": describe(self.data), "domains": list(self.domains), "model": describe(self.model),
+                "objective": describe(self.objective), "schedule": describe(self.schedule), "seed": self.seed,
+                "teacher": self.teacher and self.teacher.key, "device": self.device, "dtype": self.dtype}
+
+    @cached_property
+    def key(self) -> str:
+        return key(self.describe())
+
+    @property
+    def cost(self) -> float:
+        """Relative duration, for estimates: forward and backward passes, the teacher's forward being a third of one."""
+        return self.schedule.epochs * len(self.domains) * (4 / 3 if self.teacher else 1)
+
+    def __str__(self) -> str:
+        return f"{type(self.objective).__name__} {self.model.name} {self.seed} on {'+'.join(self.domains)} ({self.key[:8]})"
+
+
+def resolve_device(device: str) -> str:
+    """auto, cpu or cuda to what this machine has."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device is one of auto, cpu, cuda, not {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda was asked for, but torch sees no CUDA device here; use auto or cpu")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """auto to bfloat16 where the machine computes in it (avx512_bf16 or amx on a CPU), else float32."""
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f"dtype is one of auto, float32, bfloat16, not {dtype!r}")
+    if dtype != "auto":
+        return dtype
+    fast = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if fast else "float32"
+
+
+def stream(seed: str, name: str) -> int:
+    """A random stream's own seed. Separate streams keep two arms paired when one of them draws more than the other."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")
+
+
+@contextmanager
+def repeatable(device: str):
+    """The same sums each time: one thread on a CPU (their order depends on it), deterministic kernels on a GPU."""
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    try:
+        if device == "cpu":
+            torch.set_num_threads(1)
+        else:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(strict)
+
+
+@contextmanager
+def seeded(seed: int, device: str):
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def fit(run: Run, teacher: nn.Module | None = None) -> tuple[nn.Module, dict]:
+    """Train `run` and return the network (eval mode, on the device) with {"loss": mean of each epoch, "seconds"}.
+
+    `teacher` is the network of `run.teacher`; it is put in eval mode, needs no gradient and is not changed. A loss that
+    is not finite is a TrainingError that names the run and the step.
+    """
+    started, device = time.perf_counter(), torch.device(run.device)
+    with repeatable(run.device):
+        data = run.data.train(run.domains, device)
+        with seeded(stream(run.seed, "init"), run.device):
+            student = run.model.build().to(device, memory_format=torch.channels_last)
+        if teacher is not None:
+            teacher = teacher.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        autocast = torch.autocast(run.device, torch.bfloat16, enabled=run.dtype == "bfloat16")
+        first = data.batch(torch.zeros(1, dtype=torch.long, device=device), data.draw(torch.Generator().manual_seed(0)))[0]
+        with torch.no_grad():
+            shapes = [net and _features(net.eval(), first, layer).shape[1:] for net, layer in
+                      ((student, run.objective.student_layer), (teacher, run.objective.teacher_layer))]
+        with seeded(stream(run.seed, "head"), run.device):
+            loss = run.objective.build(*shapes).to(device)
+        student.train()
+        optimizer = run.schedule.optimizer([*student.parameters(), *loss.parameters()])
+        order, augment = (torch.Generator().manual_seed(stream(run.seed, name)) for name in ("order", "augment"))
+        targets = _targets(run, teacher, data, shapes[1], autocast)
+        history = []
+        with seeded(stream(run.seed, "dropout"), run.device), taps(student, *_layers(run.objective)) as seen:
+            for epoch in range(run.schedule.epochs):
+                for group in optimizer.param_groups:
+                    group["lr"] = run.schedule.rate(epoch)
+                parameters, indices = data.draw(augment), torch.randperm(data.n, generator=order).to(device)
+                steps = []
+                for idx in indices.split(run.schedule.batch):
+                    x, y = data.batch(idx, parameters)
+                    with autocast:
+                        target = targets(x, idx)
+                        logits = student(x)
+                    value = loss(logits, y, seen.get(run.objective.student_layer), target)
+                    optimizer.zero_grad(set_to_none=True)
+                    value.backward()
+                    optimizer.step()
+                    steps.append(value.detach())
+                history.append(_finite(run, epoch, torch.stack(steps)))
+    return student.eval(), {"loss": history, "seconds": round(time.perf_counter() - started, 2)}
+
+
+def finish(run: Run, store: Store) -> nn.Module:
+    """The network of `run`, from the store or else trained and stored; its teacher likewise."""
+    entry = store.read("run", run.key)
+    if entry is None:
+        with store.lock(run.key):
+            entry = store.read("run", run.key)  # another process may have finished it meanwhile
+            if entry is None:
+                net, info = fit(run, finish(run.teacher, store) if run.teacher else None)
+                weights = {n: t.detach().cpu().contiguous().numpy() for n, t in net.state_dict().items()}
+                store.write("run", run.describe(), weights, info)
+                return net
+    net = run.model.build()
+    net.load_state_dict({n: torch.from_numpy(a) for n, a in entry.arrays.items()})
+    return net.to(run.device, memory_format=torch.channels_last).eval()
+
+
+def _layers(objective) -> list[str]:
+    return [objective.student_layer] if objective.student_layer else []
+
+
+def _features(net: nn.Module, x: Tensor, layer: str | None) -> Tensor:
+    if layer in (None, "logits"):
+        return net(x)
+    with taps(net, layer) as seen:
+        net(x)
+    return seen[layer]
+
+
+def _targets(run: Run, teacher, data, shape, autocast):
+    """(x, idx) -> what the teacher says of that batch: looked up where inputs repeat and it fits, else computed."""
+    if teacher is None:
+        return lambda x, idx: None
+    layer = run.objective.teacher_layer
+
+    @torch.no_grad()
+    def compute(x: Tensor, idx: Tensor) -> Tensor:
+        return _features(teacher, x, layer)
+
+    if not data.fixed or data.views > 1 or 4 * data.n * math.prod(shape) > CACHED_TARGETS:
+        return compute
+    with autocast:
+        known = torch.cat([compute(data.batch(idx, None)[0], idx)
+                           for idx in torch.arange(data.n, device=run.device).split(500)])
+    return lambda x, idx: known[idx]
+
+
+def _finite(run: Run, epoch: int, losses: Tensor) -> float:
+    mean = losses.mean().item()
+    if not math.isfinite(mean):
+        step = int((~losses.isfinite()).nonzero()[0])
+        raise TrainingError(f"loss is {losses[step].item()} in epoch {epoch + 1}, step {step + 1} of {run}")
+    return mean
