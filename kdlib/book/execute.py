@@ -12,6 +12,7 @@ import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
 
 from kdlib.book import BookError
 from kdlib.book.chapters import Source
@@ -33,7 +34,7 @@ def execute(chapter: Source, values: dict, out: Path, *, profile: str, jobs: int
         try:
             with _environment(KDLIB_RUN=json.dumps(order), JUPYTER_PREFER_ENV_PATH="1"), _follow(progress, say):
                 papermill.execute_notebook(chapter.path, notebook, parameters=values, progress_bar=False, kernel_name="python3",
-                                           cwd=making)
+                                           cwd=making, config=Config({"KernelManager": {"transport": "ipc"}}))
         except PapermillExecutionError as error:
             if error.ename == "PartDone":
                 return error.evalue
