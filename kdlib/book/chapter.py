@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from kdlib import study
 from kdlib.book import ROOT, BookError
+from kdlib.book.chapters import source
 from kdlib.book.results import Results
 from kdlib.store import Arrays, Store
 from kdlib.train import resolve_device, resolve_dtype
@@ -38,8 +39,10 @@ class Chapter:
     part to compute and where to report progress; without it (in Jupyter) progress is printed and nothing is written.
     """
 
-    def __init__(self, slug: str, parameters: dict):
+    def __init__(self, slug: str, namespace: dict):
+        """`namespace` holds the notebook's parameters by name; what else it holds is not looked at."""
         self.order = json.loads(os.environ.get("KDLIB_RUN", "{}"))
+        parameters = {name: parameter.check(namespace[name]) for name, parameter in source(slug).parameters.items()}
         self._started = time.monotonic()
         self.device = resolve_device(parameters["device"])
         self.dtype = resolve_dtype(parameters["dtype"], self.device)

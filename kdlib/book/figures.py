@@ -11,14 +11,15 @@ from kdlib.book.results import Results
 # Okabe and Ito's palette: told apart by colour-blind readers; the markers tell methods apart in greyscale.
 METHODS = {"T": ("#000000", "*"), "Ind": ("#7a7a7a", "o"), "KL": ("#d55e00", "s"), "Hint": ("#0072b2", "D"),
            "CRD": ("#009e73", "^")}
-NAMES = {"T": "teacher T", "T*": "teacher T*", "Ind": "independent", "Ind2": "second independent"}
+WIDTH = 7.4  # inches: a page's column is about 700 pixels wide, so type comes out near its nominal size
+NAMES = {"T": "teacher T", "T*": "teacher T*", "Ind": "independent", "Ind2": "2nd independent"}
 
 
 def use_style() -> None:
     """Set matplotlib and Jupyter's inline pictures to the book's style: white ground, no box, sharp on a 2x screen."""
     plt.rcParams.update({
         "figure.dpi": 100, "figure.facecolor": "white", "savefig.facecolor": "white", "figure.constrained_layout.use": True,
-        "font.size": 10, "axes.titlesize": 10, "figure.titlesize": 12, "figure.titleweight": "bold",
+        "font.size": 11, "axes.titlesize": 11, "figure.titlesize": 12.5, "figure.titleweight": "bold",
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "x",
         "grid.color": "#dddddd", "axes.axisbelow": True, "legend.frameon": False})
     try:
@@ -31,7 +32,7 @@ def use_style() -> None:
 
 
 def name(method: str) -> str:
-    return NAMES.get(method, f"{method[:-1]}, taught by T*" if method.endswith("*") else method)
+    return NAMES.get(method, f"{method} (of T*)" if method.endswith("*") else method)
 
 
 def marker(method: str, size: float = 9) -> dict:
@@ -46,7 +47,7 @@ def arms(results: Results, *, measure: str, methods: list[str], domains: dict[st
 
     `domains` maps a domain's name in the results to what the panel's heading says.
     """
-    figure, axes = plt.subplots(1, len(domains), figsize=(8.6, 1.1 + 0.34 * len(methods)), sharey=True)
+    figure, axes = plt.subplots(1, len(domains), figsize=(WIDTH, 1.3 + 0.36 * len(methods)), sharey=True)
     for axis, (domain, heading) in zip(np.atleast_1d(axes), domains.items()):
         for row, method in enumerate(methods):
             values = results.values(measure=measure, method=method, domain=domain)
@@ -57,7 +58,7 @@ def arms(results: Results, *, measure: str, methods: list[str], domains: dict[st
         axis.set(title=heading, xlabel=label)
         axis.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.0f}")
     _rows(np.atleast_1d(axes)[0], [name(m) for m in methods])
-    figure.suptitle(textwrap.fill(title, 78))
+    figure.suptitle(textwrap.fill(title, 66))
     return figure
 
 
@@ -67,16 +68,16 @@ def effects(results: Results, *, measure: str, contrasts: list[tuple[str, str]],
 
     The thick bar is the interval over seeds and items, the thin ticks that over seeds alone.
     """
-    figure, axes = plt.subplots(1, len(domains), figsize=(8.6, 1.1 + 0.34 * len(contrasts)), sharey=True)
+    figure, axes = plt.subplots(1, len(domains), figsize=(WIDTH, 1.3 + 0.36 * len(contrasts)), sharey=True)
     for axis, (domain, heading) in zip(np.atleast_1d(axes), domains.items()):
         axis.axvline(0, color="black", linewidth=1)
         for row, (method, reference) in enumerate(contrasts):
             found = results.find(measure=measure, method=method, reference=reference, domain=domain)
             _interval(axis, row, found, marker(method))
         axis.set(title=heading, xlabel=label)
-        axis.xaxis.set_major_formatter(lambda x, _: f"{100 * x:+.0f}" if x else "0")
-    _rows(np.atleast_1d(axes)[0], [f"{name(m)}\n− {name(r)}" if r != "Ind" else name(m) for m, r in contrasts])
-    figure.suptitle(textwrap.fill(title, 78))
+        axis.xaxis.set_major_formatter(lambda x, _: f"{100 * x:+.0f}".replace("-", "−") if abs(x) > 1e-9 else "0")
+    _rows(np.atleast_1d(axes)[0], [f"{m} − {r}" if r != "Ind" else name(m) for m, r in contrasts])
+    figure.suptitle(textwrap.fill(title, 66))
     return figure
 
 
@@ -86,7 +87,7 @@ def split(results: Results, *, measures: dict[str, str], methods: list[str], dom
 
     Markers are means over seeds, small dots single seeds.
     """
-    figure, axes = plt.subplots(1, len(domains), figsize=(8.6, 1.5 + 0.34 * len(methods)), sharey=True)
+    figure, axes = plt.subplots(1, len(domains), figsize=(WIDTH, 1.7 + 0.36 * len(methods)), sharey=True)
     for axis, (domain, heading) in zip(np.atleast_1d(axes), domains.items()):
         for row, method in enumerate(methods):
             color, means = marker(method)["color"], []
@@ -103,7 +104,7 @@ def split(results: Results, *, measures: dict[str, str], methods: list[str], dom
     keys = [plt.Line2D([], [], marker=shape, color="#444444", markerfacecolor=face, linestyle="none", markersize=8, label=text)
             for (text, face), shape in zip(zip(measures.values(), ("#444444", "white")), "os")]
     figure.legend(handles=keys, loc="outside lower center", ncols=2)
-    figure.suptitle(textwrap.fill(title, 78))
+    figure.suptitle(textwrap.fill(title, 66))
     return figure
 
 
@@ -111,17 +112,17 @@ def pictures(images: np.ndarray, captions: list[str], *, columns: int, rows: lis
     """Images (n, 3, h, w) uint8 in a grid, a caption under each; `rows` names the grid's rows."""
     lines = max(caption.count("\n") + 1 if caption else 0 for caption in captions)
     count = -(-len(images) // columns)
-    figure, axes = plt.subplots(count, columns, figsize=(8.6, count * (8.0 / columns + 0.17 * lines) + (0.5 if title else 0)),
+    figure, axes = plt.subplots(count, columns, figsize=(WIDTH, count * ((WIDTH - 0.6) / columns + 0.17 * lines) + (0.5 if title else 0)),
                                 squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, image, caption in zip(axes.flat, images, captions):
         axis.imshow(image.transpose(1, 2, 0), interpolation="nearest")
-        axis.text(0.5, -0.04, caption, transform=axis.transAxes, ha="center", va="top", fontsize=9, linespacing=1.15)
+        axis.text(0.5, -0.04, caption, transform=axis.transAxes, ha="center", va="top", fontsize=10, linespacing=1.15)
     for axis, text in zip(axes[:, 0], rows or []):
-        axis.text(-0.15, 0.5, text, transform=axis.transAxes, ha="right", va="center", fontsize=10)
+        axis.text(-0.15, 0.5, text, transform=axis.transAxes, ha="right", va="center", fontsize=11)
     if title:
-        figure.suptitle(textwrap.fill(title, 78))
+        figure.suptitle(textwrap.fill(title, 66))
     return figure
 
 

@@ -74,6 +74,9 @@ def _place(slug: str, chapters_dir: Path, source: Path) -> None:
         (source / "chapters" / f"{slug}.md").write_text(STUB.format(slug=slug, title=title))
         return
     notebook = json.loads(executed.read_text())
+    for cell in notebook["cells"]:
+        if "injected-parameters" in cell["metadata"].get("tags", []):
+            cell["metadata"]["tags"].append("hide-input")  # the page has a table of all settings
     stores = (chapters_dir / "results", chapters_dir.parent / "results")
     results = next((path for store in stores if (path := store / f"{slug}.json").exists()), None)
     if results:

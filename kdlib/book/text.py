@@ -16,21 +16,24 @@ def share(value: float | None) -> str:
 
 def points(effect: dict) -> str:
     """An effect in percentage points with its interval: '+8.1 [+2.0, +14.2]'."""
-    text = "–" if effect["effect"] is None else f"{100 * effect['effect']:+.1f}"
-    return text if effect["low"] is None else f"{text} [{100 * effect['low']:+.1f}, {100 * effect['high']:+.1f}]"
+    return _signed(effect, 100, 1)
 
 
 def plain(effect: dict) -> str:
     """The same for measures that are not shares (kappa): '+0.08 [+0.02, +0.14]'."""
-    text = "–" if effect["effect"] is None else f"{effect['effect']:+.2f}"
-    return text if effect["low"] is None else f"{text} [{effect['low']:+.2f}, {effect['high']:+.2f}]"
+    return _signed(effect, 1, 2)
 
 
 def transfer(effect: dict) -> str:
     """Transfer with Fieller's interval, or the flag that says why there is none."""
     if effect["transfer"] is None:
         return effect["flag"] or "–"
-    return f"{effect['transfer']:.2f} [{effect['transfer_low']:.2f}, {effect['transfer_high']:.2f}]"
+    return _typeset(f"{effect['transfer']:.2f} [{effect['transfer_low']:.2f}, {effect['transfer_high']:.2f}]")
+
+
+def count(n: int, what: str) -> str:
+    """'1 epoch', '1,200 images'."""
+    return f"{n:,} {what}" + ("" if n == 1 else "s")
 
 
 def changed(effect: dict, *, up: str = "gains", down: str = "loses", neither: str = "shows no clear change") -> str:
@@ -41,14 +44,16 @@ def changed(effect: dict, *, up: str = "gains", down: str = "loses", neither: st
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> HTML:
-    """A table with a caption and row headings, for a page and for a screen reader."""
-    def cells(values, tag):
-        return "".join(f"<{tag if i else 'th scope=row' if tag == 'td' else tag}>{html.escape(str(v))}</{tag if i else 'th' if tag == 'td' else tag}>"
-                       for i, v in enumerate(values))
+    """A table with a caption, whose first column names its rows. A row that repeats the name above leaves it out."""
+    def row(cells, before):
+        name = "" if before and before[0] == cells[0] else html.escape(cells[0])
+        first = f'<tr{" class=first" if name else ""}><th scope="row">{name or f"<span class=again>{html.escape(cells[0])}</span>"}</th>'
+        return first + "".join(f"<td>{html.escape(c)}</td>" for c in cells[1:]) + "</tr>"
 
-    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-    return HTML(f'<div class="kdlib-table"><table><caption>{html.escape(caption)}</caption>'
-                f"<thead><tr>{cells(header, 'th')}</tr></thead><tbody>{body}</tbody></table></div>")
+    head = "".join(f'<th scope="col">{html.escape(h)}</th>' for h in header)
+    body = "".join(row(r, before) for r, before in zip(rows, [None, *rows]))
+    return HTML(f'<div class="kdlib-table" tabindex="0" role="region" aria-label="{html.escape(caption)}"><table>'
+                f"<caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>")
 
 
 def settings(slug: str) -> HTML:
@@ -75,3 +80,15 @@ def provenance(results: Results) -> HTML:
 
 def say(*sentences: str) -> Markdown:
     return Markdown(" ".join(s for s in sentences if s))
+
+
+def _signed(effect: dict, scale: float, digits: int) -> str:
+    if effect["effect"] is None:
+        return "–"
+    numbers = [f"{scale * effect[k]:+.{digits}f}" for k in ("effect", "low", "high") if effect[k] is not None]
+    return _typeset(numbers[0] + (f" [{numbers[1]}, {numbers[2]}]" if len(numbers) == 3 else ""))
+
+
+def _typeset(text: str) -> str:
+    """True minus signs, and spaces that do not break an interval over two lines."""
+    return text.replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}")
