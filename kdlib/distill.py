@@ -18,8 +18,8 @@ class Regressor(nn.Module):
 
     Maps of different size are average-pooled to the smaller of the two; then a 1x1 convolution (a linear layer for
     vectors) gives the student the teacher's channels. No ReLU, so that pre-activation features can be matched. The
-    identity where shapes agree. `student` and `teacher` are shapes without the batch: (channels, height, width) or
-    (channels,).
+    identity where shapes agree. In float32, whatever the networks compute in. `student` and `teacher` are shapes
+    without the batch: (channels, height, width) or (channels,).
     """
 
     def __init__(self, student: tuple[int, ...], teacher: tuple[int, ...]):
@@ -31,6 +31,7 @@ class Regressor(nn.Module):
         self.map = nn.Identity() if student == teacher else layer(student[0], teacher[0])
 
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        student, teacher = student.float(), teacher.float()
         if self.grid:
             student, teacher = (F.adaptive_avg_pool2d(f, self.grid) for f in (student, teacher))
         return self.map(student), teacher

@@ -1,7 +1,7 @@
 """Distillation losses as pure functions of tensors (Ojha et al., 2023, Sec. 3).
 
 Symbols are the paper's: gamma weighs the cross entropy, alpha KL, beta Hint; tau is a temperature.
-Every loss is a scalar, averaged over the batch.
+Every loss is a scalar, averaged over the batch, computed in float32 or better. The teacher gets no gradient.
 """
 
 import torch
@@ -22,8 +22,8 @@ def kl(student_logits: Tensor, teacher_logits: Tensor, *, tau: float, form: str 
     _same_shape("kl", student_logits, teacher_logits, dims=2)
     if not tau > 0:
         raise ValueError(f"kl: tau must be positive, got {tau}")
-    log_q = F.log_softmax(student_logits.float() / tau, dim=1)
-    log_p = F.log_softmax(teacher_logits.float() / tau, dim=1)
+    log_q = F.log_softmax(_wide(student_logits) / tau, dim=1)
+    log_p = F.log_softmax(_wide(teacher_logits).detach() / tau, dim=1)
     if form == "divergence":
         return tau**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
     if form == "cross entropy":
@@ -40,7 +40,7 @@ def hint(student_features: Tensor, teacher_features: Tensor, *, form: str = "mea
     `student_features` are r(f_s), already mapped to the teacher's shape (see `kdlib.distill.Regressor`).
     """
     _same_shape("hint", student_features, teacher_features)
-    squares = (teacher_features.float() - student_features.float()).square()
+    squares = (_wide(teacher_features).detach() - _wide(student_features)).square()
     if form == "mean":
         return squares.mean()
     if form == "printed":
@@ -50,7 +50,11 @@ def hint(student_features: Tensor, teacher_features: Tensor, *, form: str = "mea
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Classification loss L_CLS (Sec. 3): logits (batch, classes), labels (batch,) integers. In nats."""
-    return F.cross_entropy(logits.float(), labels)
+    return F.cross_entropy(_wide(logits), labels)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _same_shape(name: str, student: Tensor, teacher: Tensor, dims: int | None = None) -> None:

@@ -56,7 +56,7 @@ def digest(arrays: Arrays) -> str:
     """SHA-256 over names, types, shapes and bytes: independent of the file format that holds them."""
     total = hashlib.sha256()
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
+        array = np.asarray(arrays[name], order="C")
         total.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         total.update(array.tobytes())
     return total.hexdigest()
@@ -86,9 +86,9 @@ class Store:
         if folder.is_dir():
             try:
                 entry = _verified(json.loads((folder / "meta.json").read_bytes()), load_file(folder / "data.safetensors"), key)
-            except PermissionError as error:
-                raise StoreError(f"store: cannot read {folder}: {error.strerror}") from error
             except Exception as error:  # whatever a damaged file makes json, safetensors or the checks say
+                if isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError):
+                    raise StoreError(f"store: cannot read {folder}: {error}") from error
                 self._set_aside(folder, error)
             else:
                 return entry
@@ -97,10 +97,11 @@ class Store:
     def write(self, kind: str, spec: dict, arrays: Arrays, info: dict) -> None:
         """Land an entry in one step. Arrays are NumPy; `info` is JSON-able. An entry that is there already stays."""
         folder, making = self._folder(kind, key(spec)), self.root / "making" / uuid.uuid4().hex
+        meta = _json(_meta(spec, info, arrays))
         try:
             making.mkdir(parents=True)
-            save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, making / "data.safetensors")
-            (making / "meta.json").write_bytes(_json(_meta(spec, info, arrays)))
+            save_file({n: np.asarray(a, order="C") for n, a in arrays.items()}, making / "data.safetensors")
+            (making / "meta.json").write_bytes(meta)
             for file in making.iterdir():
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
@@ -153,13 +154,19 @@ class Store:
 
     def _set_aside(self, folder: Path, error: Exception) -> None:
         aside = self.root / "damaged" / f"{folder.name}-{uuid.uuid4().hex[:8]}"
+        try:
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(folder, aside)
+        except FileNotFoundError:
+            return  # another process was first
+        except OSError as failure:
+            raise StoreError(f"store: {folder} is damaged ({error}) and cannot be set aside ({failure}); delete it") from failure
         print(f"store: {folder} is damaged ({error}); set aside, will be computed again", file=sys.stderr)
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(folder, aside)
 
 
 def _json(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    as_read = json.loads(json.dumps(value))  # keys become strings before they are sorted, so that reading back changes nothing
+    return json.dumps(as_read, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _meta(spec: dict, info: dict, arrays: Arrays) -> dict:

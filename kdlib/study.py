@@ -5,6 +5,7 @@ The executor is anything with the interface of `concurrent.futures.Executor`; by
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Executor, wait
 from dataclasses import dataclass
@@ -105,8 +106,17 @@ def complete(measures: Iterable[Measure], store: Store, *, jobs: int | Executor 
     if todo:
         on_gpu = any(run.device == "cuda" for m in measures for run in m.runs)
         jobs = (1 if on_gpu else len(os.sched_getaffinity(0))) if jobs is None else jobs
-        executor = get_reusable_executor(max_workers=jobs) if isinstance(jobs, int) else jobs
-        _work(todo, store, executor, progress)
+        if not isinstance(jobs, int):
+            _work(todo, store, jobs, progress)
+        else:
+            executor = get_reusable_executor(max_workers=jobs)
+            try:
+                with warnings.catch_warnings():  # a worker that has loaded its data has not leaked memory
+                    warnings.filterwarnings("ignore", "A worker (was restarted|stopped)", module="loky")
+                    _work(todo, store, executor, progress)
+            except BaseException:
+                executor.shutdown(kill_workers=True)  # nothing finished is lost: what lands in the store lands whole
+                raise
     return {m: _read(m, store) for m in measures}
 
 

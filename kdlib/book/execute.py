@@ -17,6 +17,9 @@ from traitlets.config import Config
 from kdlib.book import BookError
 from kdlib.book.chapters import Source
 
+# Where a cell fails, its traceback keeps loky's semaphores alive; a tracker process then says so as it unlinks them.
+QUIET = {"PYTHONWARNINGS": "ignore:resource_tracker:UserWarning"}
+
 
 def execute(chapter: Source, values: dict, out: Path, *, profile: str, jobs: int | None = None, only: dict | None = None,
             say: Callable[[str], None] = print) -> str:
@@ -32,7 +35,7 @@ def execute(chapter: Source, values: dict, out: Path, *, profile: str, jobs: int
         order = {"results": str(results), "progress": str(progress), "profile": profile, "source": chapter.digest,
                  "jobs": jobs, "only": only or {}}
         try:
-            with _environment(KDLIB_RUN=json.dumps(order), JUPYTER_PREFER_ENV_PATH="1"), _follow(progress, say):
+            with _environment(**QUIET, KDLIB_RUN=json.dumps(order), JUPYTER_PREFER_ENV_PATH="1"), _follow(progress, say):
                 papermill.execute_notebook(chapter.path, notebook, parameters=values, progress_bar=False, kernel_name="python3",
                                            cwd=making, config=Config({"KernelManager": {"transport": "ipc"}}))
         except PapermillExecutionError as error:

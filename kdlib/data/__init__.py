@@ -4,11 +4,14 @@ A suite is a value: its `describe()` names its content by declared digests, so t
 the data. `suite.train(domains, device)` gives a `Trainable`; `suite.test(domain, device)` gives fixed (x, y).
 """
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Generator, Tensor
+if TYPE_CHECKING:  # the command answers at once, without loading torch
+    from torch import Generator, Tensor
 
 
 class DataError(Exception):

@@ -18,7 +18,7 @@ def kappa(a: np.ndarray, b: np.ndarray) -> float:
 
     Chance is what two independent networks with these class frequencies would agree on. NaN where chance is 1.
     """
-    classes = np.arange(max(a.max(), b.max()) + 1)
+    classes = np.union1d(a, b)
     chance = float(((a[:, None] == classes).mean(0) * (b[:, None] == classes).mean(0)).sum())
     return (float((a == b).mean()) - chance) / (1 - chance) if chance < 1 else float("nan")
 

@@ -1,0 +1,145 @@
+import json
+import os
+import re
+import subprocess
+import sys
+
+import nbformat
+import numpy as np
+import pytest
+from bs4 import BeautifulSoup
+
+from kdlib import stats
+from kdlib.book import ROOT, claims, results, text
+from kdlib.book.chapters import published, source, sources
+from kdlib.data.digits import DOMAINS, Digits
+from kdlib.distill import KL, Alone, Hint
+from kdlib.models import Model
+from kdlib.store import Store
+from kdlib.study import Items, Predictions, arms
+from kdlib.train import Adadelta
+from notebooks_command import SLUG, kdlib
+
+
+
+def outputs(path, mime):
+    """Every output of this type, glued ones included, as text."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            for kind, body in output.get("data", {}).items():
+                if kind.endswith(mime):
+                    yield body
+
+
+def nbval(notebook, cache, results_file):
+    order = {"results": str(results_file), "progress": str(results_file.with_suffix(".progress")), "profile": "smoke",
+             "source": source(SLUG).digest}
+    return subprocess.run([sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider", str(notebook)],
+                          cwd=notebook.parent, capture_output=True, text=True,
+                          env={**os.environ, "KDLIB_CACHE": str(cache), "KDLIB_RUN": json.dumps(order)})
+
+
+def test_executing_again_from_an_empty_store_gives_the_same(smoke, tmp_path):
+    out, _ = smoke
+    again = tmp_path / "again.json"
+    done = nbval(out / f"{SLUG}.ipynb", tmp_path / "cache", again)
+    assert done.returncode == 0, done.stdout[-3000:]
+    one, two = (json.loads(p.read_text()) for p in (out / "results" / f"{SLUG}.json", again))
+    for body in (one, two):
+        del body["provenance"]["start"], body["provenance"]["duration"], body["provenance"]["commit"]
+    assert one == two
+
+
+def test_nbval_finds_a_planted_random_number(tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import random\nrandom.random()")])
+    notebook.cells[0].outputs = [nbformat.v4.new_output("execute_result", {"text/plain": "0.5"}, execution_count=1)]
+    nbformat.write(notebook, tmp_path / "planted.ipynb")
+    done = nbval(tmp_path / "planted.ipynb", tmp_path / "cache", tmp_path / "none.json")
+    assert done.returncode == 1 and "1 failed" in done.stdout
+
+
+@pytest.fixture(scope="session")
+def measured(smoke):
+    """Predictions and labels read back from the store, by a route that does not use the chapter's code."""
+    out, cache = smoke
+    body = json.loads((out / "results" / f"{SLUG}.json").read_text())
+    given = body["provenance"]["parameters"]
+    suite, net = Digits(given["source"], given["patches"], given["limit"]), Model("mnistnet", {"size": 16, "dropout": True})
+    kl, hint = KL(0.1, 0.9, 8.0), Hint(1.0, 2.0, "conv2", "conv2")
+    runs = arms(data=suite, teacher=net, student=net, teacher_domains=suite.domains, teacher_star_domains=("orig",),
+                student_domains=("orig",), objectives={"KL": kl, "Hint": hint, "KL*": kl, "Hint*": hint}, seeds=range(3),
+                schedule=Adadelta(1), device="cpu", dtype=given["dtype"])
+    store = Store(cache)
+    said = {(m, s, d): store.read("measure", Predictions(run, suite, d).key).arrays["prediction"]
+            for (m, s), run in runs.items() for d in DOMAINS}
+    label = {d: store.read("measure", Items(suite, d, 100).key).arrays["label"] for d in DOMAINS}
+    return said, label
+
+
+def test_records_and_effects_are_those_of_the_measurements(smoke, measured):
+    found, (said, label) = results.read(smoke[0] / "results" / f"{SLUG}.json"), measured
+    for domain in DOMAINS:
+        right = {m: np.stack([said[m, s, domain] == label[domain] for s in range(3)]) for m in ("T", "Ind", "Ind2", "KL", "Hint", "KL*")}
+        for m, values in right.items():
+            assert found.values(method=m, domain=domain, measure="accuracy") == pytest.approx(values.mean(1))
+        for m in ("Ind2", "KL", "Hint", "KL*"):
+            row, wanted = (found.find(method=m, reference="Ind", domain=domain, measure="accuracy"),
+                           stats.effect(right[m], right["Ind"], right["T"]))
+            assert row["effect"] == pytest.approx(right[m].mean() - right["Ind"].mean())
+            assert (row["low"], row["high"], row["transfer"], row["flag"]) == (wanted.low, wanted.high, wanted.transfer, wanted.flag)
+            same = np.array([(said[m, s, domain] == said["T", s, domain]).mean() for s in range(3)])
+            assert found.values(method=m, domain=domain, measure="agreement") == pytest.approx(same)
+    assert found.find(method="KL", reference="KL*", domain="M", measure="accuracy")["transfer"] is None
+
+
+def test_what_the_page_says_is_what_was_recorded(smoke):
+    out = smoke[0]
+    found = results.read(out / "results" / f"{SLUG}.json")
+    tables = {t.caption.get_text(): [[c.get_text() for c in row.find_all(["th", "td"])] for row in t.tbody.find_all("tr")]
+              for body in outputs(out / f"{SLUG}.ipynb", "text/html") for t in BeautifulSoup(body, "html.parser").find_all("table")}
+    [accuracy] = [rows for caption, rows in tables.items() if caption.startswith("Accuracy, effect and transfer")]
+    checked = 0
+    for domain, arm, share, effect, _ in accuracy:
+        method = {"teacher T": "T", "teacher T*": "T*", "independent": "Ind", "2nd independent": "Ind2"}.get(arm, arm.split(" ")[0])
+        assert share == f"{100 * np.mean(found.values(method=method, domain=domain, measure='accuracy')):.1f}"
+        if method not in ("Ind", "T*"):
+            row = found.find(method=method, reference="Ind", domain=domain, measure="accuracy")
+            numbers = [float(x.replace("−", "-")) for x in re.findall(r"[+−]\d+\.\d", effect)]
+            assert numbers == pytest.approx([100 * row[k] for k in ("effect", "low", "high")], abs=0.051)
+            checked += 1
+    assert checked == 3 * 6
+    words = " ".join(outputs(out / f"{SLUG}.ipynb", "text/markdown"))
+    assert f"{text.points(found.find(method='KL', reference='KL*', domain='color', measure='accuracy'))} points on color" in words
+    assert all(v["verdict"].startswith("not tested") for v in claims.verdicts(SLUG, found, real=False))
+
+
+def test_executed_notebooks_carry_no_clock_and_no_path(smoke):
+    body = (smoke[0] / f"{SLUG}.ipynb").read_text()
+    assert "papermill" not in json.loads(body)["metadata"] and str(ROOT) not in body and str(smoke[0]) not in body
+
+
+def test_sources_are_clean_and_typed():
+    for slug, chapter in sources().items():
+        for cell in chapter.notebook.cells:
+            assert not cell.get("outputs") and not cell.get("execution_count"), f"{slug} has outputs"
+        assert set(chapter.facts["profiles"]) >= {"smoke", "cpu"} and chapter.title and chapter.facts["section"]
+        for profile in chapter.facts["profiles"]:
+            assert chapter.values(profile, {}).keys() == chapter.parameters.keys()
+        assert {"device", "dtype", "seeds"} <= chapter.parameters.keys()
+
+
+@pytest.mark.parametrize("slug", list(sources()))
+def test_published_chapters_are_current_and_reexecute_without_data_or_training(slug, tmp_path):
+    state = published(slug)
+    if state == "absent":
+        pytest.skip(f"{slug} is not published")
+    assert state == "current", f"{slug} is stale: its source has changed since it was executed; run and publish it again"
+    was = results.read(ROOT / "book" / "results" / f"{slug}.json")
+    assert was.provenance["profile"] != "smoke" and was.provenance["source"] == source(slug).digest
+    assert (ROOT / "book" / "results" / f"{slug}.npz").stat().st_size < 3e6
+    environment = {"KDLIB_CACHE": str(tmp_path / "empty"), "KDLIB_DATA": ""}
+    done = kdlib("run", slug, "--as-published", "--out", tmp_path / "out", **environment)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "empty").exists(), "nothing was computed"
+    now = results.read(tmp_path / "out" / "results" / f"{slug}.json")
+    assert (now.records, now.effects) == (was.records, was.effects)

@@ -1,0 +1,126 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kdlib.distill import KL, Alone, Hint, Regressor
+
+LABELS = torch.tensor([0, 2, 1, 1])
+
+
+def draw(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# the regressor
+
+@pytest.mark.parametrize("shape", [(8,), (8, 4, 4)])
+def test_regressor_is_the_identity_where_shapes_agree(shape):
+    regressor = Regressor(shape, shape)
+    student, teacher = draw(4, *shape, seed=1), draw(4, *shape, seed=2)
+    assert list(regressor.parameters()) == []
+    assert all(torch.equal(got, given) for got, given in zip(regressor(student, teacher), (student, teacher)))
+
+
+@pytest.mark.parametrize("student, teacher, common", [
+    ((8, 4, 4), (16, 8, 8), (16, 4, 4)),  # as VGG's larger map against ResNet's
+    ((8, 8, 8), (16, 4, 4), (16, 4, 4)),
+    ((8, 4, 4), (16, 4, 4), (16, 4, 4)),
+    ((8, 6, 6), (8, 4, 4), (8, 4, 4)),
+    ((8, 8, 4), (16, 4, 8), (16, 4, 4)),
+    ((8,), (16,), (16,)),
+])
+def test_regressor_brings_both_to_one_shape(student, teacher, common):
+    regressor = Regressor(student, teacher)
+    mapped, target = regressor(draw(3, *student), draw(3, *teacher))
+    assert mapped.shape == target.shape == (3, *common)
+    weight, bias = regressor.parameters()
+    assert weight.shape[:2] == (teacher[0], student[0]) and weight[0, 0].numel() == 1 and bias.shape == (teacher[0],)
+
+
+@pytest.mark.parametrize("larger", ["student", "teacher"])
+def test_regressor_averages_the_larger_map_and_then_mixes_channels(larger):
+    sizes = {"student": 2, "teacher": 2, larger: 4}
+    student, teacher = draw(3, 2, sizes["student"], sizes["student"], seed=1), draw(3, 5, sizes["teacher"], sizes["teacher"], seed=2)
+    regressor = Regressor(student.shape[1:], teacher.shape[1:])
+
+    def means(f):
+        return f if f.shape[-1] == 2 else f.reshape(*f.shape[:2], 2, 2, 2, 2).mean((3, 5))
+
+    mapped, target = regressor(student, teacher)
+    mixed = torch.einsum("oi,bihw->bohw", regressor.map.weight[:, :, 0, 0], means(student)) + regressor.map.bias[:, None, None]
+    torch.testing.assert_close(mapped, mixed)
+    torch.testing.assert_close(target, means(teacher))
+    assert (mapped < 0).any(), "no ReLU at the end"
+
+
+@pytest.mark.parametrize("student, teacher", [((8,), (8, 4, 4)), ((8, 4, 4), (8,)), ((8, 4), (8, 4)), ((), ())])
+def test_regressor_refuses_what_it_cannot_map(student, teacher):
+    with pytest.raises(ValueError) as error:
+        Regressor(student, teacher)
+    assert str(error.value) == f"hint: cannot map student features {student} to teacher features {teacher}"
+
+
+# the objectives
+
+def test_alone_is_the_cross_entropy():
+    logits = draw(4, 3)
+    assert Alone().build(None, None)(logits, LABELS, None, None).item() == pytest.approx(F.cross_entropy(logits, LABELS).item())
+
+
+def test_kl_is_the_weighted_sum():
+    logits, target = draw(4, 3, seed=1), draw(4, 3, seed=2)
+    p, q = (target / 4).softmax(1), (logits / 4).softmax(1)
+    expected = 0.3 * F.cross_entropy(logits, LABELS) + 0.9 * 16 * (p * (p / q).log()).sum() / 4
+    got = KL(gamma=0.3, alpha=0.9, tau=4.0).build((3,), (3,))(logits, LABELS, None, target)
+    assert got.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("form, scale", [("mean", 1), ("printed", 5 * 2 * 2 / 2)])
+def test_hint_is_the_weighted_sum(form, scale):
+    logits, features, target = draw(4, 3, seed=1), draw(4, 2, 2, 2, seed=2), draw(4, 5, 4, 4, seed=3)
+    loss = Hint(gamma=0.3, beta=2.0, student_layer="a", teacher_layer="b", form=form).build((2, 2, 2), (5, 4, 4))
+    distance = (loss.regressor.map(features) - F.avg_pool2d(target, 2)).square().mean()
+    expected = 0.3 * F.cross_entropy(logits, LABELS) + 2.0 * scale * distance
+    assert loss(logits, LABELS, features, target).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", [Alone(), KL(1.0, 0.9, 4.0), Hint(1.0, 2.0, "a", "b")])
+def test_only_hint_trains_something_beside_the_student(objective):
+    parameters = list(objective.build((2, 2, 2), (5, 4, 4)).parameters())
+    assert sum(p.numel() for p in parameters) == (2 * 5 + 5 if isinstance(objective, Hint) else 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("objective", [KL(0.0, 0.9, 4.0), Hint(0.0, 2.0, "a", "b")])
+def test_the_student_and_the_regressor_learn_and_the_teacher_does_not(objective, dtype):
+    logits, teacher_logits = draw(4, 3, seed=1).to(dtype), draw(4, 3, seed=2).to(dtype)
+    features, teacher_features = draw(4, 2, 2, 2, seed=3).to(dtype), draw(4, 5, 4, 4, seed=4).to(dtype)
+    of_hint = isinstance(objective, Hint)
+    target = (teacher_features if of_hint else teacher_logits).requires_grad_()
+    learnt = (features if of_hint else logits).requires_grad_()
+    loss = objective.build(features.shape[1:], target.shape[1:])
+    loss(logits, LABELS, features, target).backward()
+    assert learnt.grad.abs().sum() > 0 and target.grad is None
+    assert all(p.grad.abs().sum() > 0 for p in loss.parameters())
+
+
+def test_a_hint_can_be_learnt_below_zero():
+    # a regressor that ended in ReLU could not: the features of a layer before its ReLU are negative too
+    features, target = draw(16, 2, 2, 2, seed=1), -1 - draw(16, 5, 2, 2, seed=2).abs()
+    loss = Hint(0.0, 1.0, "a", "b").build((2, 2, 2), (5, 2, 2))
+    optimizer = torch.optim.Adam(loss.parameters(), lr=0.1)
+    for _ in range(200):
+        value = loss(draw(16, 3), torch.zeros(16, dtype=torch.long), features, target)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    assert value.item() < 0.6 < target.square().mean().item()
+
+
+@pytest.mark.parametrize("objective", [Alone(), KL(1.0, 0.9, 4.0), Hint(1.0, 2.0, "a", "b")])
+def test_objectives_are_values(objective):
+    with pytest.raises(AttributeError):
+        objective.gamma = 2.0
+    assert objective == eval(repr(objective)) and hash(objective) == hash(eval(repr(objective)))
+    assert isinstance(objective.build((2, 2, 2), (5, 4, 4)), nn.Module)

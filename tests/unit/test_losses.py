@@ -1,0 +1,188 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.special import rel_entr, softmax
+
+from kdlib.losses import cross_entropy, hint, kl
+
+LOG2, LOG3 = 0.6931471805599453, 1.0986122886681098
+FORMS = ["divergence", "cross entropy"]
+
+
+def logits(batch, classes, seed=0, scale=2.0):
+    return scale * torch.randn(batch, classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def gradient(loss, student, *teacher, **options):
+    student = student.clone().requires_grad_()
+    return torch.autograd.grad(loss(student, *teacher, **options), student)[0]
+
+
+# KL by hand
+
+@pytest.mark.parametrize("student, teacher, tau, divergence, entropy", [
+    # p = (3/4, 1/4), q = (1/2, 1/2): 3/4 log 3/2 + 1/4 log 1/2, and log 2
+    ([0, 0], [LOG3, 0], 1, 0.13081203594113697, LOG2),
+    # the other way round: 1/2 log 2/3 + 1/2 log 2, and -1/2 log 3/4 - 1/2 log 1/4
+    ([LOG3, 0], [0, 0], 1, 0.14384103622589042, 0.8369882167858358),
+    # the first again at tau = 2: the softened probabilities are the same, so 4 times its values
+    ([0, 0], [2 * LOG3, 0], 2, 0.5232481437645479, 4 * LOG2),
+    # p = (1/2, 1/4, 1/4), q = (1/4, 1/4, 1/2): 1/4 log 2, and 7/4 log 2
+    ([0, 0, LOG2], [LOG2, 0, 0], 1, 0.17328679513998632, 1.2130075659799042),
+])
+def test_kl_by_hand(student, teacher, tau, divergence, entropy):
+    student, teacher = (torch.tensor([z], dtype=torch.float64) for z in (student, teacher))
+    assert kl(student, teacher, tau=tau).item() == pytest.approx(divergence, rel=1e-12)
+    assert kl(student, teacher, tau=tau, form="cross entropy").item() == pytest.approx(entropy, rel=1e-12)
+
+
+def test_kl_is_the_mean_over_the_batch():
+    student = torch.tensor([[0, 0, LOG2], [0, 0, 0]])
+    teacher = torch.tensor([[LOG2, 0, 0], [0, 0, 0]])
+    assert kl(student, teacher, tau=1).item() == pytest.approx(0.17328679513998632 / 2)
+
+
+@pytest.mark.parametrize("tau", [0.5, 1, 4])
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_kl_against_scipy(classes, tau):
+    z_s, z_t = logits(7, classes, 1), logits(7, classes, 2)
+    q, p = (softmax(z.numpy() / tau, axis=1) for z in (z_s, z_t))
+    assert kl(z_s, z_t, tau=tau).item() == pytest.approx(tau**2 * rel_entr(p, q).sum(1).mean())
+    assert kl(z_s, z_t, tau=tau, form="cross entropy").item() == pytest.approx(tau**2 * (-p * np.log(q)).sum(1).mean())
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_kl_sums_over_classes_and_does_not_average_over_them(classes):
+    z_s, z_t = logits(5, classes, 1), logits(5, classes, 2)
+    both = F.log_softmax(z_s / 3, 1), F.log_softmax(z_t / 3, 1)
+    got = kl(z_s, z_t, tau=3.0).item()
+    assert got == pytest.approx(9 * F.kl_div(*both, reduction="sum", log_target=True).item() / 5)
+    assert got == pytest.approx(classes * 9 * F.kl_div(*both, reduction="none", log_target=True).mean().item())
+
+
+# KL's properties
+
+def test_both_forms_have_one_gradient():
+    z_s, z_t = logits(6, 5, 1), logits(6, 5, 2)
+    one, other = (gradient(kl, z_s, z_t, tau=4.0, form=form) for form in FORMS)
+    torch.testing.assert_close(one, other)
+    assert one.abs().max() > 0.01
+
+
+def test_both_forms_differ_by_the_teachers_entropy():
+    z_s, z_t = logits(6, 5, 1), logits(6, 5, 2)
+    entropy = torch.distributions.Categorical(logits=z_t / 4).entropy().mean()
+    difference = kl(z_s, z_t, tau=4.0, form="cross entropy") - kl(z_s, z_t, tau=4.0)
+    assert difference.item() == pytest.approx(16 * entropy.item())
+
+
+def test_kl_is_zero_where_both_agree_and_positive_elsewhere():
+    z = logits(6, 5)
+    assert kl(z, z, tau=4.0).item() == 0
+    assert kl(z + 100, z, tau=4.0).item() == pytest.approx(0, abs=1e-12)
+    assert kl(z, z.flip(1), tau=4.0).item() > 0.1
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_kl_ignores_a_constant_added_to_an_items_logits(form):
+    z_s, z_t = logits(6, 5, 1), logits(6, 5, 2)
+    shift = logits(6, 1, 3, scale=50)
+    assert kl(z_s + shift, z_t - shift, tau=2.0, form=form).item() == pytest.approx(kl(z_s, z_t, tau=2.0, form=form).item())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_kl_does_not_depend_on_batch_size_or_on_classes_that_nobody_expects(form):
+    z_s, z_t = logits(6, 5, 1), logits(6, 5, 2)
+    once = kl(z_s, z_t, tau=2.0, form=form).item()
+    assert kl(torch.cat([z_s, z_s]), torch.cat([z_t, z_t]), tau=2.0, form=form).item() == pytest.approx(once)
+    assert kl(F.pad(z_s, (0, 95), value=-200), F.pad(z_t, (0, 95), value=-200), tau=2.0, form=form).item() == pytest.approx(once)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_gradient_at_high_temperature_is_the_difference_of_logits_over_classes(form, dtype):
+    z_s, z_t = (logits(1, 10, seed).to(dtype) for seed in (1, 2))
+    z_s, z_t = z_s - z_s.mean(), z_t - z_t.mean()
+    torch.testing.assert_close(gradient(kl, z_s, z_t, tau=1000.0, form=form), (z_s - z_t) / 10, rtol=0.02, atol=0.002)
+
+
+def test_the_gradient_hardly_depends_on_tau_once_tau_is_at_the_logits_scale():
+    z_s, z_t = logits(64, 10, 1), logits(64, 10, 2)  # scale 2
+    size = {tau: gradient(kl, z_s, z_t, tau=tau).norm().item() for tau in (0.1, 2.0, 4.0, 8.0, 16.0)}
+    assert all(size[tau] == pytest.approx(size[8.0], rel=0.2) for tau in (2.0, 4.0, 16.0)), size
+    assert size[0.1] < 0.5 * size[8.0], "far below the logits' scale it does depend on tau"
+
+
+def test_kl_is_finite_for_very_sure_networks():
+    z = torch.tensor([[1e4, 0.0, -1e4]])
+    assert math.isfinite(kl(z, -z, tau=1.0).item()) and gradient(kl, z, -z, tau=1.0).isfinite().all()
+
+
+# Hint
+
+@pytest.mark.parametrize("form, expected", [("mean", 30 / 8), ("printed", 30 / 4)])  # 2 items, 4 features: squares add up to 30
+def test_hint_by_hand(form, expected):
+    student = torch.tensor([[[1.0, 2.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 5.0]]])
+    assert hint(student, torch.zeros(2, 2, 2), form=form).item() == pytest.approx(expected)
+    assert hint(torch.zeros(2, 2, 2), student, form=form).item() == pytest.approx(expected)
+    assert hint(student, student, form=form).item() == 0
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (3, 8, 4, 4)])
+def test_printed_hint_is_half_the_number_of_features_times_the_mean(shape):
+    f_s, f_t = (logits(3, math.prod(shape[1:]), seed).reshape(shape) for seed in (1, 2))
+    assert hint(f_s, f_t, form="printed").item() == pytest.approx(math.prod(shape[1:]) / 2 * hint(f_s, f_t).item())
+
+
+@pytest.mark.parametrize("form", ["mean", "printed"])
+def test_hint_does_not_depend_on_batch_size(form):
+    f_s, f_t = (logits(3, 32, seed).reshape(3, 8, 2, 2) for seed in (1, 2))
+    assert hint(torch.cat([f_s, f_s]), torch.cat([f_t, f_t]), form=form).item() == pytest.approx(hint(f_s, f_t, form=form).item())
+
+
+# cross entropy
+
+def test_cross_entropy_by_hand():
+    z, labels = torch.tensor([[LOG3, 0], [0, 0]]), torch.tensor([1, 0])
+    assert cross_entropy(z, labels).item() == pytest.approx((math.log(4) + math.log(2)) / 2)
+
+
+# types, the teacher, errors
+
+@pytest.mark.parametrize("loss, options", [(kl, {"tau": 2.0}), (kl, {"tau": 2.0, "form": "cross entropy"}), (hint, {}),
+                                           (hint, {"form": "printed"})])
+def test_types_and_gradients(loss, options):
+    student, teacher = logits(4, 5, 1), logits(4, 5, 2)
+    assert loss(student, teacher, **options).dtype == torch.float64
+    assert torch.autograd.gradcheck(lambda s: loss(s, teacher, **options), student.clone().requires_grad_())
+    low = student.bfloat16(), teacher.bfloat16()
+    assert loss(*low, **options).dtype == torch.float32
+    torch.testing.assert_close(loss(*low, **options), loss(*(t.float() for t in low), **options), rtol=0, atol=0)
+    torch.testing.assert_close(loss(low[0], low[1].float(), **options), loss(*low, **options), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("loss, options", [(kl, {"tau": 2.0}), (kl, {"tau": 2.0, "form": "cross entropy"}), (hint, {})])
+def test_the_teacher_gets_no_gradient(loss, options):
+    student, teacher = logits(4, 5, 1).requires_grad_(), logits(4, 5, 2).requires_grad_()
+    loss(student, teacher, **options).backward()
+    assert student.grad.abs().sum() > 0 and teacher.grad is None
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: kl(torch.zeros(2, 3), torch.zeros(2, 4), tau=1), r"kl: student (2, 3) and teacher (2, 4) must have one shape of 2 dimensions"),
+    (lambda: kl(torch.zeros(3), torch.zeros(3), tau=1), r"kl: student (3,) and teacher (3,) must have one shape of 2 dimensions"),
+    (lambda: kl(torch.zeros(2, 3), torch.zeros(1, 3), tau=1), r"kl: student (2, 3) and teacher (1, 3) must have one shape of 2 dimensions"),
+    (lambda: hint(torch.zeros(2, 3), torch.zeros(2, 4)), r"hint: student (2, 3) and teacher (2, 4) must have one shape"),
+    (lambda: kl(torch.zeros(2, 3), torch.zeros(2, 3), tau=0), "kl: tau must be positive, got 0"),
+    (lambda: kl(torch.zeros(2, 3), torch.zeros(2, 3), tau=-1.0), "kl: tau must be positive, got -1.0"),
+    (lambda: kl(torch.zeros(2, 3), torch.zeros(2, 3), tau=math.nan), "kl: tau must be positive, got nan"),
+    (lambda: kl(torch.zeros(2, 3), torch.zeros(2, 3), tau=1, form="ce"), "kl: form is 'divergence' or 'cross entropy', not 'ce'"),
+    (lambda: hint(torch.zeros(2, 3), torch.zeros(2, 3), form="sum"), "hint: form is 'mean' or 'printed', not 'sum'"),
+])
+def test_errors_are_one_clear_line(call, message):
+    with pytest.raises(ValueError) as error:
+        call()
+    assert str(error.value) == message
