@@ -1,12 +1,14 @@
 """Objectives: what a student is asked to do beside classifying (paper, Sec. 3).
 
 An objective is a value (part of a run's key). `build` gives the module that holds what it trains beside the student;
-called with what the student computed and what the teacher computed, it returns the loss.
+called with what the student computed, what the teacher computed and which items they are, it returns the loss.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,8 +26,9 @@ class Regressor(nn.Module):
 
     def __init__(self, student: tuple[int, ...], teacher: tuple[int, ...]):
         super().__init__()
+        student, teacher = tuple(student), tuple(teacher)
         if len(student) != len(teacher) or len(student) not in (1, 3):
-            raise ValueError(f"hint: cannot map student features {tuple(student)} to teacher features {tuple(teacher)}")
+            raise ValueError(f"hint: cannot map student features {student} to teacher features {teacher}")
         self.grid = tuple(map(min, student[1:], teacher[1:])) if student[1:] != teacher[1:] else None
         layer = nn.Linear if len(student) == 1 else lambda i, o: nn.Conv2d(i, o, 1)
         self.map = nn.Identity() if student == teacher else layer(student[0], teacher[0])
@@ -46,7 +49,12 @@ class Alone:
     teacher_layer: ClassVar[None] = None
 
     def build(self, student_shape, teacher_shape) -> nn.Module:
-        return _Loss(lambda logits, labels, features, target: losses.cross_entropy(logits, labels))
+        return _Alone()
+
+
+class _Alone(nn.Module):
+    def forward(self, logits, labels, features, target, idx=None) -> Tensor:
+        return losses.cross_entropy(logits, labels)
 
 
 @dataclass(frozen=True)
@@ -61,10 +69,21 @@ class KL:
     student_layer: ClassVar[None] = None
     teacher_layer: ClassVar[str] = "logits"
 
+    def __post_init__(self):
+        _floats(self, "gamma", "alpha", "tau")
+
     def build(self, student_shape, teacher_shape) -> nn.Module:
-        return _Loss(lambda logits, labels, features, target:
-                     self.gamma * losses.cross_entropy(logits, labels)
-                     + self.alpha * losses.kl(logits, target, tau=self.tau))
+        return _KL(self)
+
+
+class _KL(nn.Module):
+    def __init__(self, objective: KL):
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, logits, labels, features, target, idx=None) -> Tensor:
+        o = self.objective
+        return o.gamma * losses.cross_entropy(logits, labels) + o.alpha * losses.kl(logits, target, tau=o.tau)
 
 
 @dataclass(frozen=True)
@@ -79,18 +98,105 @@ class Hint:
 
     version: ClassVar[int] = 1
 
+    def __post_init__(self):
+        _floats(self, "gamma", "beta")
+
     def build(self, student_shape, teacher_shape) -> nn.Module:
-        loss = _Loss(lambda logits, labels, features, target:
-                     self.gamma * losses.cross_entropy(logits, labels)
-                     + self.beta * losses.hint(*loss.regressor(features, target), form=self.form))
-        loss.regressor = Regressor(student_shape, teacher_shape)
-        return loss
+        return _Hint(self, student_shape, teacher_shape)
 
 
-class _Loss(nn.Module):
-    def __init__(self, formula):
+class _Hint(nn.Module):
+    def __init__(self, objective: Hint, student_shape, teacher_shape):
         super().__init__()
-        self.formula = formula
+        self.objective, self.regressor = objective, Regressor(student_shape, teacher_shape)
 
-    def forward(self, logits, labels, features, target) -> Tensor:
-        return self.formula(logits, labels, features, target)
+    def forward(self, logits, labels, features, target, idx=None) -> Tensor:
+        o = self.objective
+        return o.gamma * losses.cross_entropy(logits, labels) + o.beta * losses.hint(*self.regressor(features, target), form=o.form)
+
+
+@dataclass(frozen=True)
+class CRD:
+    """gamma * cross entropy + beta * L_CRD between the penultimate features of both networks (Eq. 3; Tian et al., 2020).
+
+    Both features go through a trained linear head to `dim` unit-length dimensions. Two banks hold such a feature of every
+    training item, filled before training and then updated with `momentum`; the student is scored against the teacher's
+    bank and the teacher against the student's, with the other's current feature as the positive. `n` is N.
+
+        exact     over the whole bank, the expectation of the sampled form
+        sampled   N drawn negatives for each image
+        printed   exact, without the normaliser z: Eq. 3 as the paper prints it
+    """
+
+    gamma: float
+    beta: float
+    tau: float
+    n: int
+    student_layer: str
+    teacher_layer: str
+    dim: int = 128
+    momentum: float = 0.5
+    form: str = "exact"
+
+    version: ClassVar[int] = 1
+
+    def __post_init__(self):
+        _floats(self, "gamma", "beta", "tau", "momentum")
+        if self.form not in ("exact", "sampled", "printed"):
+            raise ValueError(f"CRD: form is exact, sampled or printed, not {self.form!r}")
+
+    def build(self, student_shape, teacher_shape) -> nn.Module:
+        return _Contrast(self, math.prod(student_shape), math.prod(teacher_shape))
+
+
+class _Contrast(nn.Module):
+    def __init__(self, objective: CRD, student_width: int, teacher_width: int):
+        super().__init__()
+        self.objective = objective
+        self.heads = nn.ModuleList([nn.Linear(student_width, objective.dim), nn.Linear(teacher_width, objective.dim)])
+        self.draws = int(torch.randint(2**62, ()))  # of a stream of its own, so that drawing negatives shifts no dropout
+        self.info, self.seen = {}, None
+
+    def embed(self, which: int, features: Tensor) -> Tensor:
+        return F.normalize(self.heads[which](features.flatten(1).float()), dim=1)
+
+    @torch.no_grad()
+    def fill(self, student: Tensor, teacher: Tensor, labels: Tensor) -> None:
+        """Fill both banks from the features of all M training items, in their order, and measure z on them."""
+        self.banks, self.labels = [self.embed(0, student), self.embed(1, teacher)], labels
+        self.generator = torch.Generator(labels.device).manual_seed(self.draws)
+        anchors = slice(0, 1000)
+        self.z = [1.0, 1.0] if self.objective.form == "printed" else [
+            losses.crd_normalizer(self.banks[1 - which][anchors], self.banks[which], tau=self.objective.tau) for which in (0, 1)]
+        self.info = {"crd z": {"student bank": self.z[0], "teacher bank": self.z[1], "items": len(labels)}}
+
+    def forward(self, logits, labels, features, target, idx) -> Tensor:
+        self._update()
+        objective, current = self.objective, [self.embed(0, features), self.embed(1, target)]
+        negative = labels[:, None] != self.labels
+        drawn = None
+        if objective.form == "sampled":
+            drawn = torch.multinomial(negative.float(), objective.n, replacement=True, generator=self.generator)
+        contrast = sum(self._direction(current[which], current[1 - which].detach(), 1 - which, negative, drawn) for which in (0, 1))
+        self.seen = idx, [feature.detach() for feature in current]
+        return objective.gamma * losses.cross_entropy(logits, labels) + objective.beta * contrast
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        """Move the banks towards the last step's features; only now, as that step's backward pass needed them as they were."""
+        if self.seen:
+            idx, features = self.seen
+            for bank, feature in zip(self.banks, features):
+                bank[idx] = F.normalize(self.objective.momentum * bank[idx] + (1 - self.objective.momentum) * feature, dim=1)
+
+    def _direction(self, anchor, positive, which, negative, drawn) -> Tensor:
+        bank, common = self.banks[which], dict(tau=self.objective.tau, z=self.z[which])
+        if drawn is not None:
+            return losses.crd_sampled(anchor, positive, bank[drawn], m=len(bank), **common)
+        return losses.crd(anchor, positive, bank, negative, n=self.objective.n, **common)
+
+
+def _floats(objective, *names: str) -> None:
+    """Equal settings get equal keys: 4 and 4.0 are one temperature."""
+    for name in names:
+        object.__setattr__(objective, name, float(getattr(objective, name)))

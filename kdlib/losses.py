@@ -1,8 +1,10 @@
 """Distillation losses as pure functions of tensors (Ojha et al., 2023, Sec. 3).
 
-Symbols are the paper's: gamma weighs the cross entropy, alpha KL, beta Hint; tau is a temperature.
-Every loss is a scalar, averaged over the batch, computed in float32 or better. The teacher gets no gradient.
+Symbols are the paper's: gamma weighs the cross entropy, alpha KL, beta Hint and CRD; tau is a temperature.
+Every loss is a scalar, averaged over the batch, computed in float32 or better. KL and Hint give the teacher no gradient.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +22,8 @@ def kl(student_logits: Tensor, teacher_logits: Tensor, *, tau: float, form: str 
     The two differ by the teacher's entropy, so their gradients in the student are equal. In nats.
     """
     _same_shape("kl", student_logits, teacher_logits, dims=2)
-    if not tau > 0:
-        raise ValueError(f"kl: tau must be positive, got {tau}")
+    if not 0 < tau < math.inf:
+        raise ValueError(f"kl: tau must be positive and finite, got {tau}")
     log_q = F.log_softmax(_wide(student_logits) / tau, dim=1)
     log_p = F.log_softmax(_wide(teacher_logits).detach() / tau, dim=1)
     if form == "divergence":
@@ -51,6 +53,58 @@ def hint(student_features: Tensor, teacher_features: Tensor, *, form: str = "mea
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Classification loss L_CLS (Sec. 3): logits (batch, classes), labels (batch,) integers. In nats."""
     return F.cross_entropy(_wide(logits), labels)
+
+
+def crd(student: Tensor, teacher: Tensor, bank: Tensor, negative: Tensor, *, tau: float, n: float, z: float) -> Tensor:
+    """Contrastive representation distillation (Eq. 3; Tian et al., 2020), one direction, exactly over a whole bank.
+
+        h(a, b) = (e^(a.b/tau) / z) / (e^(a.b/tau) / z + N/M)
+        loss    = mean_batch [ -log h(s, t) - N / |negatives| * sum over negatives y of log(1 - h(s, t(y))) ]
+
+    which is the expectation of Eq. 3 over N negatives drawn uniformly from the items of other classes.
+
+    student, teacher   (batch, D), rows of one image each, of unit length
+    bank               (M, D), a feature of every training item, of unit length
+    negative           (batch, M) booleans: which items are of another class than the row's image
+    tau                temperature; n is N; z normalises, so that e^(a.b/tau) / z has mean 1/M (see `crd_normalizer`).
+                       Eq. 3 as printed lacks it: z = 1.
+
+    A row without negatives is a ValueError: so is a shape that does not fit.
+    """
+    positive, others = _crd_terms("crd", student, teacher, bank, tau=tau, offset=math.log(n / len(bank)) + math.log(z))
+    count = negative.sum(1)
+    if negative.shape != others.shape or not count.all():
+        raise ValueError(f"crd: negative must be {tuple(others.shape)} with a negative in each row, got {tuple(negative.shape)}")
+    return (positive + n / count * (others * negative).sum(1)).mean()
+
+
+def crd_sampled(student: Tensor, teacher: Tensor, negatives: Tensor, *, tau: float, m: int, z: float) -> Tensor:
+    """The same with N drawn negatives per image, (batch, N, D), as in Eq. 3; `m` is M, the number of training items."""
+    n = negatives.shape[1]
+    positive, others = _crd_terms("crd_sampled", student, teacher, negatives, tau=tau, offset=math.log(n / m) + math.log(z))
+    return (positive + others.sum(1)).mean()
+
+
+def crd_normalizer(features: Tensor, bank: Tensor, *, tau: float) -> float:
+    """z of `crd`: M times the mean of e^(a.b/tau) over rows a of `features` (n, D) and b of `bank` (M, D), unit rows.
+
+    For a random isotropic bank and large D tau^2 it is near M e^(1 / (2 D tau^2)); a bank of real features has another one.
+    """
+    logits = _wide(features) @ _wide(bank).T / tau
+    return math.exp(torch.logsumexp(logits.flatten().double(), 0).item() - math.log(len(features)))
+
+
+def _crd_terms(name: str, student: Tensor, teacher: Tensor, others: Tensor, *, tau: float, offset: float) -> tuple[Tensor, Tensor]:
+    """-log h of each positive (batch,) and -log(1 - h) of each other (batch, count), as softplus: never e^(1/tau) itself.
+
+    With u = a.b/tau and c = log(z N/M): -log h = softplus(c - u) and -log(1 - h) = softplus(u - c).
+    """
+    _same_shape(name, student, teacher, dims=2)
+    if not tau > 0:
+        raise ValueError(f"{name}: tau must be positive, got {tau}")
+    s, t, o = _wide(student), _wide(teacher), _wide(others)
+    negatives = s @ o.T if o.ndim == 2 else (o @ s[:, :, None]).squeeze(2)
+    return F.softplus(offset - (s * t).sum(1) / tau), F.softplus(negatives / tau - offset)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -80,6 +80,7 @@ def taps(net: nn.Module, *layers: str):
     Names are those of `net.named_modules()`; the network itself is not changed. An unknown name is a ValueError.
     """
     modules, seen, handles = dict(net.named_modules()), {}, []
+    overwritten = any(getattr(module, "inplace", False) for module in modules.values())  # by a later layer, as in torchvision
     for layer in layers:
         if layer not in modules:
             near = difflib.get_close_matches(layer, modules, 1)
@@ -89,7 +90,7 @@ def taps(net: nn.Module, *layers: str):
     try:
         for layer in layers:
             handles.append(modules[layer].register_forward_hook(
-                lambda module, args, output, layer=layer: seen.__setitem__(layer, output)))
+                lambda module, args, output, layer=layer: seen.__setitem__(layer, output.clone() if overwritten else output)))
         yield seen
     finally:
         for handle in handles:

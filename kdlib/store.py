@@ -77,8 +77,8 @@ class Store:
         self.archives = tuple(archives)
         self._archived: dict[str, Entry] | None = None
 
-    def has(self, kind: str, key: str) -> bool:
-        return self._folder(kind, key).is_dir() or (kind == "measure" and key in self._from_archives())
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_archived": None}  # a process that gets a copy reads the archives itself, if at all
 
     def read(self, kind: str, key: str) -> Entry | None:
         """The verified entry, or None where there is none or it was damaged (which is said, and set aside)."""
@@ -131,6 +131,7 @@ class Store:
             raise StoreError(f"store: {len(missing)} of {len(entries)} measurements are not in {self.root}, so they cannot "
                              f"be archived; run the chapter again")
         metas = {k: _meta(e.spec, e.info, e.arrays) for k, e in entries.items()}
+        file.parent.mkdir(parents=True, exist_ok=True)
         making = file.with_suffix(".making.npz")
         np.savez_compressed(making, index=np.frombuffer(_json(metas), np.uint8),
                             **{f"{k}/{n}": a for k, e in entries.items() for n, a in e.arrays.items()})

@@ -22,6 +22,10 @@ from kdlib.probes import accuracy
 from kdlib.store import Arrays, Store, StoreError, describe, key
 from kdlib.train import Run, finish, repeatable
 
+# One thread a process; and glibc keeps freed tensors instead of asking the system for them again at every step, which took
+# a sixth of the time of small networks.
+WORKER = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
+
 
 class Measure:
     """A probe put to runs on data: a value, like a run. Subclasses are frozen dataclasses with `runs` and `compute`."""
@@ -38,7 +42,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Predictions(Measure):
-    """The classes that one network predicts on a test domain: `prediction` (n,) uint8."""
+    """The classes that one network predicts on a test domain: `prediction` (n,), uint8 (int16 beyond 256 classes)."""
 
     run: Run
     data: object
@@ -54,7 +58,7 @@ class Predictions(Measure):
 
     def compute(self, net):
         x, _ = self.data.test(self.domain, self.run.device)
-        return {"prediction": accuracy.predict(net, x).byte().cpu().numpy()}
+        return {"prediction": _small(accuracy.predict(net, x))}
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,11 @@ class Items(Measure):
     def compute(self):
         x, y = self.data.test(self.domain, "cpu")
         image = x[: self.images] if self.images else x[:0]
-        return {"label": y.byte().numpy(), "image": (image * 255).round().byte().numpy()}
+        return {"label": _small(y), "image": (image * 255).round().byte().numpy()}
+
+
+def _small(classes: torch.Tensor) -> np.ndarray:
+    return classes.to(torch.uint8 if classes.max() < 256 else torch.int16).cpu().numpy()
 
 
 def arms(*, data, teacher: Model, student: Model, teacher_domains, teacher_star_domains, student_domains, objectives: dict,
@@ -109,7 +117,7 @@ def complete(measures: Iterable[Measure], store: Store, *, jobs: int | Executor 
         if not isinstance(jobs, int):
             _work(todo, store, jobs, progress)
         else:
-            executor = get_reusable_executor(max_workers=jobs)
+            executor = get_reusable_executor(max_workers=jobs, env=WORKER)
             try:
                 with warnings.catch_warnings():  # a worker that has loaded its data has not leaked memory
                     warnings.filterwarnings("ignore", "A worker (was restarted|stopped)", module="loky")

@@ -37,6 +37,9 @@ class Adadelta:
 
     version: ClassVar[int] = 1
 
+    def __post_init__(self):
+        object.__setattr__(self, "lr", float(self.lr))  # equal settings, equal keys
+
     def optimizer(self, parameters) -> torch.optim.Optimizer:
         return torch.optim.Adadelta(parameters, lr=self.lr)
 
@@ -134,7 +137,7 @@ def seeded(seed: int, device: str):
 def fit(run: Run, teacher: nn.Module | None = None) -> tuple[nn.Module, dict]:
     """Train `run` and return the network (eval mode, on the device) with {"loss": mean of each epoch, "seconds"}.
 
-    `teacher` is the network of `run.teacher`; it is put in eval mode, needs no gradient and is not changed. A loss that
+    `teacher` is the network of `run.teacher`; it is put in eval mode and its weights and buffers are not changed. A loss that
     is not finite is a TrainingError that names the run and the step.
     """
     started, device = time.perf_counter(), torch.device(run.device)
@@ -151,6 +154,8 @@ def fit(run: Run, teacher: nn.Module | None = None) -> tuple[nn.Module, dict]:
                       ((student, run.objective.student_layer), (teacher, run.objective.teacher_layer))]
         with seeded(stream(run.seed, "head"), run.device):
             loss = run.objective.build(*shapes).to(device)
+        if hasattr(loss, "fill"):
+            loss.fill(*_everything(run, student, teacher, data))
         student.train()
         optimizer = run.schedule.optimizer([*student.parameters(), *loss.parameters()])
         order, augment = (torch.Generator().manual_seed(stream(run.seed, name)) for name in ("order", "augment"))
@@ -167,13 +172,14 @@ def fit(run: Run, teacher: nn.Module | None = None) -> tuple[nn.Module, dict]:
                     with autocast:
                         target = targets(x, idx)
                         logits = student(x)
-                    value = loss(logits, y, seen.get(run.objective.student_layer), target)
+                    value = loss(logits, y, seen.get(run.objective.student_layer), target, idx)
                     optimizer.zero_grad(set_to_none=True)
                     value.backward()
                     optimizer.step()
                     steps.append(value.detach())
                 history.append(_finite(run, epoch, torch.stack(steps)))
-    return student.eval(), {"loss": history, "seconds": round(time.perf_counter() - started, 2)}
+    return student.eval(), {"loss": history, "seconds": round(time.perf_counter() - started, 2),
+                            **getattr(loss, "info", {})}
 
 
 def finish(run: Run, store: Store) -> nn.Module:
@@ -202,6 +208,19 @@ def _features(net: nn.Module, x: Tensor, layer: str | None) -> Tensor:
     with taps(net, layer) as seen:
         net(x)
     return seen[layer]
+
+
+@torch.no_grad()
+def _everything(run: Run, student, teacher, data) -> tuple[Tensor, Tensor, Tensor]:
+    """Both networks' features of every training item, in their order, and the labels: what a memory bank starts from."""
+    if data.views > 1:
+        raise ValueError(f"{type(run.objective).__name__} needs training data of one domain, not {data.views}: {run}")
+    parameters = data.draw(torch.Generator().manual_seed(stream(run.seed, "bank")))
+    rows = []
+    for idx in torch.arange(data.n, device=run.device).split(500):
+        x, y = data.batch(idx, parameters)
+        rows.append((_features(student, x, run.objective.student_layer), _features(teacher, x, run.objective.teacher_layer), y))
+    return tuple(torch.cat(part) for part in zip(*rows))
 
 
 def _targets(run: Run, teacher, data, shape, autocast):

@@ -49,7 +49,7 @@ class Parameter:
             raise BookError(f"parameter {self.name} = {value} is out of range ({self.help})")
         if (match := _CHOICE.search(self.help)) and value not in re.split(r",\s*", match["values"]):
             raise BookError(f"parameter {self.name} = {value!r} is not allowed ({self.help})")
-        return value
+        return self.type(value)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ def execute(chapter: Source, values: dict, out: Path, *, profile: str, jobs: int
         try:
             with _environment(**QUIET, KDLIB_RUN=json.dumps(order), JUPYTER_PREFER_ENV_PATH="1"), _follow(progress, say):
                 papermill.execute_notebook(chapter.path, notebook, parameters=values, progress_bar=False, kernel_name="python3",
-                                           cwd=making, config=Config({"KernelManager": {"transport": "ipc"}}))
+                                           cwd=making, config=Config({"KernelManager": {"transport": "ipc"}}),
+                                           extra_arguments=["--IPKernelApp.log_level=50"])
         except PapermillExecutionError as error:
             if error.ename == "PartDone":
                 return error.evalue

@@ -8,7 +8,12 @@ version = 1
 
 @torch.no_grad()
 def predict(net: nn.Module, x: Tensor, *, batch: int = 500) -> Tensor:
-    """Predicted classes (n,) of images x (n, channels, height, width), by the largest logit."""
+    """Predicted classes (n,) of images x (n, channels, height, width), by the largest logit.
+
+    A network in train mode is a ValueError: its dropout would answer, and its batch norm would learn from x.
+    """
+    if net.training:
+        raise ValueError("predict: the network is in train mode; call net.eval() first")
     return torch.cat([net(part).argmax(1) for part in x.split(batch)])
 
 

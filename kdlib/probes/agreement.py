@@ -5,8 +5,6 @@ All functions take integer predictions or labels of shape (n,) on the same items
 
 import numpy as np
 
-version = 1
-
 
 def agree(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Per item, whether two networks predict the same class (the paper's consensus, Sec. 4.4): the mean is in [0, 1]."""

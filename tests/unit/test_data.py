@@ -183,7 +183,7 @@ def test_an_items_image_does_not_depend_on_its_batch():
     assert torch.equal(x[1::2], alone)
 
 
-@pytest.mark.parametrize("domain", ["orig", "color"])
+@pytest.mark.parametrize("domain", DOMAINS)
 def test_limit_keeps_the_first_of_each_split(domain):
     for (x, y), (few, labels) in ((whole(Digits(), (domain,)), whole(Digits(limit=50), (domain,))),
                                   (Digits().test(domain, "cpu"), Digits(limit=50).test(domain, "cpu"))):
@@ -275,7 +275,7 @@ def test_missing_and_foreign_mnist(monkeypatch, tmp_path):
     monkeypatch.setenv("KDLIB_DATA", str(tmp_path))
     assert refused(lambda: Digits("mnist").test("orig", "cpu")).startswith("MNIST: not readable from")
     write_mnist(tmp_path, idx_file(bytes(7840), (10, 28, 28)))  # readable, but not MNIST
-    assert refused(lambda: Digits("mnist").test("orig", "cpu")).startswith("mnist: the content is not the declared one")
+    assert refused(lambda: Digits("mnist").test("orig", "cpu")).startswith(f"mnist: the content from {tmp_path} (KDLIB_DATA) is not the declared one")
 
 
 def test_missing_bsds500(monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kdlib.distill import KL, Alone, Hint, Regressor
+from kdlib.store import describe, key
 
 LABELS = torch.tensor([0, 2, 1, 1])
 
@@ -124,3 +125,8 @@ def test_objectives_are_values(objective):
         objective.gamma = 2.0
     assert objective == eval(repr(objective)) and hash(objective) == hash(eval(repr(objective)))
     assert isinstance(objective.build((2, 2, 2), (5, 4, 4)), nn.Module)
+
+
+def test_equal_settings_are_equal_keys():
+    assert key(describe(KL(1, 0, 4))) == key(describe(KL(1.0, 0.0, 4.0)))
+    assert key(describe(KL(1, 0, 4))) != key(describe(KL(1, 0, 5)))

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from scipy.special import rel_entr, softmax
 
+from kdlib import losses
 from kdlib.losses import cross_entropy, hint, kl
 
 LOG2, LOG3 = 0.6931471805599453, 1.0986122886681098
@@ -176,9 +177,9 @@ def test_the_teacher_gets_no_gradient(loss, options):
     (lambda: kl(torch.zeros(3), torch.zeros(3), tau=1), r"kl: student (3,) and teacher (3,) must have one shape of 2 dimensions"),
     (lambda: kl(torch.zeros(2, 3), torch.zeros(1, 3), tau=1), r"kl: student (2, 3) and teacher (1, 3) must have one shape of 2 dimensions"),
     (lambda: hint(torch.zeros(2, 3), torch.zeros(2, 4)), r"hint: student (2, 3) and teacher (2, 4) must have one shape"),
-    (lambda: kl(torch.zeros(2, 3), torch.zeros(2, 3), tau=0), "kl: tau must be positive, got 0"),
-    (lambda: kl(torch.zeros(2, 3), torch.zeros(2, 3), tau=-1.0), "kl: tau must be positive, got -1.0"),
-    (lambda: kl(torch.zeros(2, 3), torch.zeros(2, 3), tau=math.nan), "kl: tau must be positive, got nan"),
+    (lambda: kl(torch.zeros(2, 3), torch.zeros(2, 3), tau=0), "kl: tau must be positive and finite, got 0"),
+    (lambda: kl(torch.zeros(2, 3), torch.zeros(2, 3), tau=-1.0), "kl: tau must be positive and finite, got -1.0"),
+    (lambda: kl(torch.zeros(2, 3), torch.zeros(2, 3), tau=math.nan), "kl: tau must be positive and finite, got nan"),
     (lambda: kl(torch.zeros(2, 3), torch.zeros(2, 3), tau=1, form="ce"), "kl: form is 'divergence' or 'cross entropy', not 'ce'"),
     (lambda: hint(torch.zeros(2, 3), torch.zeros(2, 3), form="sum"), "hint: form is 'mean' or 'printed', not 'sum'"),
 ])
@@ -186,3 +187,86 @@ def test_errors_are_one_clear_line(call, message):
     with pytest.raises(ValueError) as error:
         call()
     assert str(error.value) == message
+
+
+# CRD (Eq. 3)
+
+def unit(*shape, seed=0):
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def crd_case(batch=4, m=60, d=16):
+    bank, labels = unit(m, d, seed=1), torch.arange(m) % 5
+    return unit(batch, d, seed=2), bank[:batch], bank, labels[:batch, None] != labels
+
+
+def test_crd_by_hand():
+    # one image, two dimensions, bank of three: itself, one of its class, one of another; a.b = 1, 0 and -1
+    s, bank = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    negative, tau, n, z = torch.tensor([[False, False, True]]), 0.5, 2.0, 3.0
+    h = lambda dot: (math.exp(dot / tau) / z) / (math.exp(dot / tau) / z + n / 3)
+    wanted = -math.log(h(1)) - n / 1 * math.log(1 - h(-1))
+    assert losses.crd(s, bank[:1], bank, negative, tau=tau, n=n, z=z).item() == pytest.approx(wanted, rel=1e-6)
+    # as printed, without z
+    h1 = lambda dot: math.exp(dot / tau) / (math.exp(dot / tau) + n / 3)
+    assert losses.crd(s, bank[:1], bank, negative, tau=tau, n=n, z=1).item() == pytest.approx(-math.log(h1(1)) - 2 * math.log(1 - h1(-1)), rel=1e-6)
+
+
+def test_the_printed_form_and_the_normalised_one_are_far_apart_at_the_papers_settings():
+    # ImageNet: N = 16,384, M = 1,281,167; at similarity 0
+    ratio, d, tau = 16384 / 1281167, 128, 0.07
+    z = 1281167 * math.exp(1 / (2 * d * tau**2))
+    assert 1 / (1 + ratio) == pytest.approx(0.987, abs=1e-3)
+    assert (1 / z) / (1 / z + ratio) == pytest.approx(2.7e-5, rel=0.05)
+
+
+def test_crd_over_the_bank_is_the_expectation_of_the_sampled_one():
+    s, t, bank, negative = crd_case()
+    exact = losses.crd(s, t, bank, negative, tau=0.3, n=8, z=70.0).item()
+    generator, draws = torch.Generator().manual_seed(3), []
+    for _ in range(4000):
+        idx = torch.multinomial(negative.float(), 8, replacement=True, generator=generator)
+        draws.append(losses.crd_sampled(s, t, bank[idx], tau=0.3, m=60, z=70.0).item())
+    draws = torch.tensor(draws)
+    assert abs(draws.mean().item() - exact) < 4 * draws.std().item() / len(draws) ** 0.5
+    assert draws.std() > 0
+
+
+def test_crd_does_not_look_at_items_of_the_same_class():
+    s, t, bank, negative = crd_case()
+    changed = bank.clone()
+    same = ~negative[0]
+    changed[same] = -changed[same]
+    one, two = (losses.crd(s[:1], t[:1], b, negative[:1], tau=0.1, n=32, z=60.0) for b in (bank, changed))
+    assert torch.equal(one, two)
+    changed[negative[0]] = -changed[negative[0]]
+    assert not torch.equal(one, losses.crd(s[:1], t[:1], changed, negative[:1], tau=0.1, n=32, z=60.0))
+
+
+def test_the_measured_normaliser_is_the_closed_form_on_a_random_bank():
+    d, m, tau = 128, 50_000, 0.07
+    bank = unit(m, d, seed=5)
+    got = losses.crd_normalizer(unit(200, d, seed=6), bank, tau=tau)
+    assert got == pytest.approx(m * math.exp(1 / (2 * d * tau**2)), rel=0.02)
+
+
+def test_crd_is_finite_where_exponentials_overflow():
+    s = unit(3, 16).requires_grad_()
+    bank = torch.cat([s.detach(), -s.detach(), s.detach()])
+    negative = torch.tensor([[False] * 3 + [True] * 6]).expand(3, 9)
+    for tau in (0.07, 0.002):  # e^(1/0.002) overflows even float64 sums
+        value = losses.crd(s, s.detach(), bank, negative, tau=tau, n=16384, z=1e5)
+        value.backward()
+        assert value.isfinite() and s.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(negative=torch.zeros(4, 60, dtype=torch.bool)), "with a negative in each row"),
+    (dict(negative=torch.ones(4, 59, dtype=torch.bool)), r"negative must be \(4, 60\)"),
+    (dict(teacher=unit(4, 15)), "must have one shape"),
+    (dict(tau=0.0), "tau must be positive"),
+])
+def test_crd_refuses_what_does_not_fit(change, message):
+    s, t, bank, negative = crd_case()
+    with pytest.raises(ValueError, match=message):
+        losses.crd(**dict(student=s, teacher=t, bank=bank, negative=negative, tau=0.1, n=8, z=1.0) | change)

@@ -175,3 +175,10 @@ def test_every_architecture_takes_pixels_and_gives_logits(name):
     net = Model(name, {"size": 28}).build().eval()
     assert net(torch.rand(2, 3, 28, 28)).shape == (2, 10) and isinstance(net.version, int)
     assert isinstance(next(net.children()), Normalize), "normalisation is the first layer"
+
+
+def test_taps_keep_what_a_later_inplace_layer_overwrites():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True)).eval()
+    with torch.no_grad(), taps(net, "0") as seen:
+        net(torch.rand(2, 3, 4, 4) - 0.5)
+    assert seen["0"].min() < 0

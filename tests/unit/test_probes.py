@@ -121,3 +121,8 @@ def test_agreement_by_teacher_where_the_teacher_is_always_right_or_wrong():
     assert right == pytest.approx(2 / 3) and math.isnan(wrong)
     right, wrong = agreement_by_teacher(student, ints(0, 1, 2), ints(1, 2, 0))
     assert math.isnan(right) and wrong == pytest.approx(2 / 3)
+
+
+def test_predict_refuses_a_network_in_train_mode():
+    with pytest.raises(ValueError, match="train mode"):
+        predict(nn.Flatten().train(), torch.rand(2, 3, 4, 4))

@@ -12,7 +12,7 @@ from torch import nn
 
 from kdlib import models, train
 from kdlib.data.digits import Digits
-from kdlib.distill import KL, Alone, Hint
+from kdlib.distill import CRD, KL, Alone, Hint
 from kdlib.models import Model
 from kdlib.store import Store, digest
 from kdlib.study import Items, Predictions, arms, complete
@@ -71,6 +71,8 @@ def test_training_leaves_the_callers_random_state_alone():
 @pytest.mark.parametrize("objective", [
     KL(gamma=1.0, alpha=0.0, tau=4.0),
     Hint(gamma=1.0, beta=0.0, student_layer="conv1", teacher_layer="0"),  # 32 against 40 channels: with a regressor
+    CRD(gamma=1.0, beta=0.0, tau=0.1, n=8, student_layer="relu3", teacher_layer="5"),
+    CRD(gamma=1.0, beta=0.0, tau=0.1, n=8, student_layer="relu3", teacher_layer="5", form="sampled"),
 ])
 def test_a_distilled_student_without_weight_on_its_teacher_is_the_independent_one(objective, batch_norm):
     # so initialisation, order and dropout are paired, and neither the teacher nor the regressor shifts their streams
@@ -78,7 +80,7 @@ def test_a_distilled_student_without_weight_on_its_teacher_is_the_independent_on
     assert same(weights(fit(ALONE)[0]), weights(fit(taught, batch_norm.model.build())[0]))
 
 
-@pytest.mark.parametrize("objective", [KL(0.1, 0.9, 4.0), Hint(1.0, 2.0, "conv1", "0")])
+@pytest.mark.parametrize("objective", [KL(0.1, 0.9, 4.0), Hint(1.0, 2.0, "conv1", "0"), CRD(1.0, 0.5, 0.1, 32, "relu3", "5")])
 def test_the_teacher_is_frozen(objective, batch_norm):
     teacher = batch_norm.model.build().train()
     before = weights(teacher)
@@ -109,6 +111,18 @@ def test_distillation_moves_the_student_towards_its_teacher():
     with torch.no_grad():
         wanted, got, other = (net(x).softmax(1) for net in (teacher, taught, alone))
     assert (wanted - got).abs().mean() < 0.8 * (wanted - other).abs().mean()
+
+
+def test_crd_reports_its_normalisers_and_pulls_features_together():
+    crd = CRD(gamma=0.0, beta=1.0, tau=0.1, n=32, student_layer="relu3", teacher_layer="relu3")
+    teacher = fit(dataclasses.replace(TEACHER, schedule=Adadelta(4)))[0]
+    _, info = fit(dataclasses.replace(ALONE, schedule=Adadelta(6), objective=crd, teacher=TEACHER), teacher)
+    assert info["crd z"]["items"] == 96 and all(info["crd z"][bank] > 96 for bank in ("student bank", "teacher bank"))
+    assert info["loss"][-1] < 0.9 * info["loss"][0]
+    _, printed = fit(dataclasses.replace(ALONE, objective=dataclasses.replace(crd, form="printed"), teacher=TEACHER), teacher)
+    assert printed["crd z"]["teacher bank"] == 1
+    with pytest.raises(ValueError, match="CRD needs training data of one domain, not 2"):
+        fit(dataclasses.replace(ALONE, domains=("orig", "M"), objective=crd, teacher=TEACHER), teacher)
 
 
 def test_a_loss_that_is_not_finite_names_run_epoch_and_step():
