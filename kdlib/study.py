@@ -24,7 +24,7 @@ from kdlib.train import Run, finish, repeatable
 
 # One thread a process; and glibc keeps freed tensors instead of asking the system for them again at every step, which took
 # a sixth of the time of small networks.
-WORKER = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
+WORKER = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "268435456"}
 
 
 class Measure:

@@ -56,7 +56,7 @@ def arms(results: Results, *, measure: str, methods: list[str], domains: dict[st
             if method in ("T", "Ind"):
                 axis.axvline(np.mean(values), color=marker(method)["color"], linewidth=1, linestyle=(0, (4, 3)), zorder=0)
         axis.set(title=heading, xlabel=label)
-        axis.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.0f}")
+        axis.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.4g}")
     _rows(np.atleast_1d(axes)[0], [name(m) for m in methods])
     figure.suptitle(textwrap.fill(title, 66))
     return figure
@@ -73,37 +73,10 @@ def effects(results: Results, *, measure: str, contrasts: list[tuple[str, str]],
         axis.axvline(0, color="black", linewidth=1)
         for row, (method, reference) in enumerate(contrasts):
             found = results.find(measure=measure, method=method, reference=reference, domain=domain)
-            _interval(axis, row, found, marker(method))
+            _interval(axis, row, found, marker(method) | ({} if reference == "Ind" else {"marker": "P"}))
         axis.set(title=heading, xlabel=label)
-        axis.xaxis.set_major_formatter(lambda x, _: f"{100 * x:+.0f}".replace("-", "−") if abs(x) > 1e-9 else "0")
+        axis.xaxis.set_major_formatter(lambda x, _: f"{100 * x:+.4g}".replace("-", "−") if abs(x) > 1e-9 else "0")
     _rows(np.atleast_1d(axes)[0], [f"{m} − {r}" if r != "Ind" else name(m) for m, r in contrasts])
-    figure.suptitle(textwrap.fill(title, 66))
-    return figure
-
-
-def split(results: Results, *, measures: dict[str, str], methods: list[str], domains: dict[str, str], title: str,
-          label: str) -> Figure:
-    """A panel a domain, a row a method: two measures (the first filled, the second hollow) joined by a line.
-
-    Markers are means over seeds, small dots single seeds.
-    """
-    figure, axes = plt.subplots(1, len(domains), figsize=(WIDTH, 1.7 + 0.36 * len(methods)), sharey=True)
-    for axis, (domain, heading) in zip(np.atleast_1d(axes), domains.items()):
-        for row, method in enumerate(methods):
-            color, means = marker(method)["color"], []
-            for measure, face in zip(measures, (color, "white")):
-                values = np.array([v for v in results.values(measure=measure, method=method, domain=domain) if v is not None])
-                axis.plot(values, [row] * len(values), "o", color=color, markersize=4, alpha=0.4, markeredgewidth=0)
-                means.append((values.mean() if values.size else np.nan, face))
-            axis.plot([m for m, _ in means], [row, row], color=color, linewidth=1, zorder=1)
-            for (mean, face), shape in zip(means, "os"):
-                axis.plot(mean, row, shape, color=color, markersize=9, markerfacecolor=face, markeredgewidth=1.6)
-        axis.set(title=heading, xlabel=label)
-        axis.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.0f}")
-    _rows(np.atleast_1d(axes)[0], [name(m) for m in methods])
-    keys = [plt.Line2D([], [], marker=shape, color="#444444", markerfacecolor=face, linestyle="none", markersize=8, label=text)
-            for (text, face), shape in zip(zip(measures.values(), ("#444444", "white")), "os")]
-    figure.legend(handles=keys, loc="outside lower center", ncols=2)
     figure.suptitle(textwrap.fill(title, 66))
     return figure
 
@@ -118,7 +91,7 @@ def pictures(images: np.ndarray, captions: list[str], *, columns: int, rows: lis
         axis.set_axis_off()
     for axis, image, caption in zip(axes.flat, images, captions):
         axis.imshow(image.transpose(1, 2, 0), interpolation="nearest")
-        axis.text(0.5, -0.04, caption, transform=axis.transAxes, ha="center", va="top", fontsize=10, linespacing=1.15)
+        axis.text(0.5, -0.05, caption, transform=axis.transAxes, ha="center", va="top", fontsize=10, linespacing=1.15)
     for axis, text in zip(axes[:, 0], rows or []):
         axis.text(-0.15, 0.5, text, transform=axis.transAxes, ha="right", va="center", fontsize=11)
     if title:

@@ -16,19 +16,17 @@ def share(value: float | None) -> str:
 
 def points(effect: dict) -> str:
     """An effect in percentage points with its interval: '+8.1 [+2.0, +14.2]'."""
-    return _signed(effect, 100, 1)
-
-
-def plain(effect: dict) -> str:
-    """The same for measures that are not shares (kappa): '+0.08 [+0.02, +0.14]'."""
-    return _signed(effect, 1, 2)
+    if effect["effect"] is None:
+        return "–"
+    numbers = [f"{100 * effect[k]:+.1f}" for k in ("effect", "low", "high") if effect[k] is not None]
+    return typeset(numbers[0] + (f" [{numbers[1]}, {numbers[2]}]" if len(numbers) == 3 else ""))
 
 
 def transfer(effect: dict) -> str:
     """Transfer with Fieller's interval, or the flag that says why there is none."""
     if effect["transfer"] is None:
         return effect["flag"] or "–"
-    return _typeset(f"{effect['transfer']:.2f} [{effect['transfer_low']:.2f}, {effect['transfer_high']:.2f}]")
+    return typeset(f"{effect['transfer']:.2f} [{effect['transfer_low']:.2f}, {effect['transfer_high']:.2f}]")
 
 
 def count(n: int, what: str) -> str:
@@ -36,11 +34,19 @@ def count(n: int, what: str) -> str:
     return f"{n:,} {what}" + ("" if n == 1 else "s")
 
 
-def changed(effect: dict, *, up: str = "gains", down: str = "loses", neither: str = "shows no clear change") -> str:
-    """A verb phrase that the interval chooses: 'gains 8.1 points', 'shows no clear change'."""
-    if effect["low"] is None or effect["low"] <= 0 <= effect["high"]:
-        return neither
-    return f"{up if effect['effect'] > 0 else down} {100 * abs(effect['effect']):.1f} points"
+def clear(effect: dict) -> bool:
+    """Whether the interval excludes zero."""
+    return effect["low"] is not None and (effect["low"] > 0 or effect["high"] < 0)
+
+
+def gains(effect: dict) -> bool:
+    """Whether the interval lies above zero."""
+    return clear(effect) and effect["effect"] > 0
+
+
+def listed(names: Sequence[str], none: str) -> str:
+    """'color and M', or `none`."""
+    return " and ".join(names) or none
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> HTML:
@@ -52,8 +58,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) ->
 
     head = "".join(f'<th scope="col">{html.escape(h)}</th>' for h in header)
     body = "".join(row(r, before) for r, before in zip(rows, [None, *rows]))
-    return HTML(f'<div class="kdlib-table" tabindex="0" role="region" aria-label="{html.escape(caption)}"><table>'
-                f"<caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>")
+    title = html.escape(caption)
+    return HTML(f'<div class="kdlib-table"><p aria-hidden="true">{title}</p><div tabindex="0" role="region" aria-label="{title}"><table>'
+                f'<caption>{title}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></div>')
 
 
 def settings(slug: str) -> HTML:
@@ -82,13 +89,6 @@ def say(*sentences: str) -> Markdown:
     return Markdown(" ".join(s for s in sentences if s))
 
 
-def _signed(effect: dict, scale: float, digits: int) -> str:
-    if effect["effect"] is None:
-        return "–"
-    numbers = [f"{scale * effect[k]:+.{digits}f}" for k in ("effect", "low", "high") if effect[k] is not None]
-    return _typeset(numbers[0] + (f" [{numbers[1]}, {numbers[2]}]" if len(numbers) == 3 else ""))
-
-
-def _typeset(text: str) -> str:
+def typeset(text: str) -> str:
     """True minus signs, and spaces that do not break an interval over two lines."""
     return text.replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}")
