@@ -72,7 +72,7 @@ def measured(smoke):
     store = Store(cache)
     said = {(m, s, d): store.read("measure", Predictions(run, suite, d).key).arrays["prediction"]
             for (m, s), run in runs.items() for d in DOMAINS}
-    label = {d: store.read("measure", Items(suite, d, 100).key).arrays["label"] for d in DOMAINS}
+    label = {d: store.read("measure", Items(suite, d, 100 if d == "color" else 8).key).arrays["label"] for d in DOMAINS}
     return said, label
 
 
