@@ -165,7 +165,7 @@ class _Contrast(nn.Module):
         """Fill both banks from the features of all M training items, in their order, and measure z on them."""
         self.banks, self.labels = [self.embed(0, student), self.embed(1, teacher)], labels
         self.generator = torch.Generator(labels.device).manual_seed(self.draws)
-        anchors = slice(0, 1000)
+        anchors = slice(None, None, max(1, len(labels) // 1000))  # about 1,000 over the whole set: it may be sorted by class
         self.z = [1.0, 1.0] if self.objective.form == "printed" else [
             losses.crd_normalizer(self.banks[1 - which][anchors], self.banks[which], tau=self.objective.tau) for which in (0, 1)]
         self.info = {"crd z": {"student bank": self.z[0], "teacher bank": self.z[1], "items": len(labels)}}

@@ -135,7 +135,7 @@ def effect(student: ArrayLike, reference: ArrayLike, teacher: ArrayLike | None =
     transfer, flag = (None, None, None), None
     if len(s) < 3:
         flag = "fewer than 3 seeds"
-    elif whole.mean and whole.se < 1e-9 * abs(whole.mean):  # zero but for rounding
+    elif whole.se <= 1e-9 * abs(whole.mean):  # zero but for rounding
         flag, whole, seeds = "no spread", *(replace(i, low=None, high=None, p=None) for i in (whole, seeds))
     elif gap is not None and not _interval(gap, level).excludes_zero:
         flag = "student only" if whole.excludes_zero else "no teacher gap"

@@ -11,8 +11,9 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -72,13 +73,14 @@ class Entry:
 class Store:
     """Entries under `root`; archives are looked into for measurements that `root` does not have."""
 
-    def __init__(self, root: Path | None = None, archives: Iterable[Path] = ()):
+    def __init__(self, root: Path | None = None, archives: Iterable[Path] = (), say: Callable[[str], None] | None = None):
         self.root = Path(root or cache_root())
         self.archives = tuple(archives)
+        self.say = say or _to_stderr
         self._archived: dict[str, Entry] | None = None
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_archived": None}  # a process that gets a copy reads the archives itself, if at all
+        return {"root": self.root, "archives": (), "say": _to_stderr, "_archived": None}  # for a process that computes
 
     def read(self, kind: str, key: str) -> Entry | None:
         """The verified entry, or None where there is none or it was damaged (which is said, and set aside)."""
@@ -132,10 +134,11 @@ class Store:
                              f"be archived; run the chapter again")
         metas = {k: _meta(e.spec, e.info, e.arrays) for k, e in entries.items()}
         file.parent.mkdir(parents=True, exist_ok=True)
-        making = file.with_suffix(".making.npz")
-        np.savez_compressed(making, index=np.frombuffer(_json(metas), np.uint8),
-                            **{f"{k}/{n}": a for k, e in entries.items() for n, a in e.arrays.items()})
-        os.replace(making, file)
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".making-") as folder:
+            making = Path(folder, "archive.npz")
+            np.savez_compressed(making, index=np.frombuffer(_json(metas), np.uint8),
+                                **{f"{k}/{n}": a for k, e in entries.items() for n, a in e.arrays.items()})
+            os.replace(making, file)
 
     def _from_archives(self) -> dict[str, Entry]:
         if self._archived is None:
@@ -162,7 +165,11 @@ class Store:
             return  # another process was first
         except OSError as failure:
             raise StoreError(f"store: {folder} is damaged ({error}) and cannot be set aside ({failure}); delete it") from failure
-        print(f"store: {folder} is damaged ({error}); set aside, will be computed again", file=sys.stderr)
+        self.say(f"store: {folder} is damaged ({error}); set aside, will be computed again")
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _json(value: object) -> bytes:

@@ -3,28 +3,23 @@
 The executor is anything with the interface of `concurrent.futures.Executor`; by default loky, a process per core.
 """
 
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Executor, wait
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import ClassVar
 
 import numpy as np
 import torch
-from loky import get_reusable_executor
+from loky import cpu_count, get_reusable_executor
 
 from kdlib.distill import Alone
 from kdlib.models import Model
 from kdlib.probes import accuracy
 from kdlib.store import Arrays, Store, StoreError, describe, key
 from kdlib.train import Run, finish, repeatable
-
-# One thread a process; and glibc keeps freed tensors instead of asking the system for them again at every step, which took
-# a sixth of the time of small networks.
-WORKER = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "268435456"}
 
 
 class Measure:
@@ -113,11 +108,11 @@ def complete(measures: Iterable[Measure], store: Store, *, jobs: int | Executor 
     todo = _missing(measures, store)
     if todo:
         on_gpu = any(run.device == "cuda" for m in measures for run in m.runs)
-        jobs = (1 if on_gpu else len(os.sched_getaffinity(0))) if jobs is None else jobs
+        jobs = (1 if on_gpu else cpu_count()) if jobs is None else jobs
         if not isinstance(jobs, int):
             _work(todo, store, jobs, progress)
         else:
-            executor = get_reusable_executor(max_workers=jobs, env=WORKER)
+            executor = get_reusable_executor(max_workers=jobs, env={"OMP_NUM_THREADS": "1"})
             try:
                 with warnings.catch_warnings():  # a worker that has loaded its data has not leaked memory
                     warnings.filterwarnings("ignore", "A worker (was restarted|stopped)", module="loky")
@@ -132,13 +127,12 @@ def _missing(measures: list[Measure], store: Store) -> dict[Run | Measure, set]:
     """What has to be computed, with what each of it waits for. Runs whose measurements are all there are not needed."""
     todo: dict[Run | Measure, set] = {}
 
-    def need(run: Run) -> set:
-        if run in todo:
-            return {run}
+    @cache
+    def need(run: Run) -> frozenset:
         if store.read("run", run.key) is not None:
-            return set()
-        todo[run] = need(run.teacher) if run.teacher else set()
-        return {run}
+            return frozenset()
+        todo[run] = set(need(run.teacher)) if run.teacher else set()
+        return frozenset({run})
 
     for measure in measures:
         if store.read("measure", measure.key) is None:

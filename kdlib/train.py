@@ -137,9 +137,11 @@ def seeded(seed: int, device: str):
 def fit(run: Run, teacher: nn.Module | None = None) -> tuple[nn.Module, dict]:
     """Train `run` and return the network (eval mode, on the device) with {"loss": mean of each epoch, "seconds"}.
 
-    `teacher` is the network of `run.teacher`; it is put in eval mode and its weights and buffers are not changed. A loss that
-    is not finite is a TrainingError that names the run and the step.
+    `teacher` is the network of `run.teacher`; it is put in eval mode and its weights and buffers are not changed (its gradients are switched off).
+    A loss that is not finite is a TrainingError that names the run and the step.
     """
+    if (teacher is None) != (run.teacher is None):
+        raise ValueError(f"fit: {run} {'needs the network of its teacher' if run.teacher else 'has no teacher'}")
     started, device = time.perf_counter(), torch.device(run.device)
     with repeatable(run.device):
         data = run.data.train(run.domains, device)

@@ -44,17 +44,20 @@ class Chapter:
         self.order = json.loads(os.environ.get("KDLIB_RUN", "{}"))
         parameters = {name: parameter.check(namespace[name]) for name, parameter in source(slug).parameters.items()}
         self._started = time.monotonic()
-        self.device = resolve_device(parameters["device"])
-        self.dtype = resolve_dtype(parameters["dtype"], self.device)
-        self.store = Store(archives=sorted((ROOT / "book" / "results").glob("*.npz")))
+        self.published = self.order.get("as_published")
+        self.device = parameters["device"] if self.published else resolve_device(parameters["device"])
+        self.dtype = parameters["dtype"] if self.published else resolve_dtype(parameters["dtype"], self.device)
+        self.store = Store(archives=sorted((ROOT / "book" / "results").glob("*.npz")), say=self._progress)
         self.results = Results(slug, {
             "parameters": {**parameters, "device": self.device, "dtype": self.dtype},
             "profile": self.order.get("profile", "notebook"), "commit": commit(), "source": self.order.get("source"),
-            "device": device_name(self.device), "dtype": self.dtype,
+            "device": self.published["device"] if self.published else device_name(self.device), "dtype": self.dtype,
             "versions": {"python": platform.python_version(), **{p: version(p) for p in ("kdlib", "torch", "numpy", "scipy")}},
             "seeds": list(range(parameters["seeds"])),
             "start": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "duration": None, "measurements": []})
+        if self.published:  # the numbers are those of that machine and day
+            self.results.provenance.update({name: self.published[name] for name in ("versions", "start", "duration")})
 
     def pin(self, name: str, value) -> None:
         """Replace an `auto` parameter in the provenance by what it was resolved to."""
@@ -62,10 +65,18 @@ class Chapter:
 
     def complete(self, measures: Mapping[At, study.Measure], shared: Mapping[str, study.Measure]) -> tuple[dict, dict]:
         """Load or compute all measurements: (arrays by At, arrays by the name of what the arms share)."""
+        self.results.records.clear()  # a cell may be run again
+        self.results.effects.clear()
         wanted = self._part(measures)
+        if self.published:
+            lacking = sum(self.store.read("measure", m.key) is None for m in (*wanted.values(), *shared.values()))
+            if lacking:
+                raise BookError(f"{lacking} of {len(wanted) + len(shared)} measurements are not among the published ones, which "
+                                f"torch {self.published['versions']['torch']} made (this is {version('torch')}); install that, or run "
+                                "the chapter without --as-published")
         got = study.complete([*wanted.values(), *shared.values()], self.store, jobs=self.order.get("jobs"),
                              progress=self._progress)
-        if len(wanted) < len(measures):
+        if self.order.get("only"):
             raise PartDone(f"{len(wanted)} of {len(measures)} measurements are in the store; "
                            "run without --only to write the chapter")
         self.results.provenance["measurements"] = sorted(m.key for m in got)
@@ -73,7 +84,8 @@ class Chapter:
 
     def finish(self) -> Results:
         """Write the results where `kdlib run` wants them."""
-        self.results.provenance["duration"] = round(time.monotonic() - self._started, 1)
+        if not self.published:
+            self.results.provenance["duration"] = round(time.monotonic() - self._started, 1)
         if "results" in self.order:
             self.results.write(Path(self.order["results"]))
         return self.results

@@ -61,7 +61,12 @@ class Source:
 
     @cached_property
     def notebook(self):
-        return nbformat.read(self.path, as_version=4)
+        notebook = read_notebook(self.path)
+        if not {"section", "needs", "profiles", "minutes"} <= set(notebook.metadata.get("kdlib", {})) or not notebook.cells \
+                or not any("parameters" in c.metadata.get("tags", []) for c in notebook.cells):
+            raise BookError(f"{self.path}: not a chapter: it needs a kdlib block in its metadata (section, needs, profiles, minutes) "
+                            "and a cell tagged parameters")
+        return notebook
 
     @property
     def facts(self) -> dict:
@@ -94,6 +99,13 @@ class Source:
             values[name] = self.parameters[name].parse(text)
         return {name: self.parameters[name].check(value) for name, value in values.items()}
 
+    def as_published(self, was: dict[str, object]) -> dict[str, object]:
+        """The parameters of the published chapter, if they are still this chapter's."""
+        if was.keys() != self.parameters.keys():
+            raise BookError(f"{self.slug}: its parameters have changed since it was published "
+                            f"({', '.join(sorted(was.keys() ^ self.parameters.keys()))}); run it without --as-published")
+        return {name: self.parameters[name].check(value) for name, value in was.items()}
+
     @property
     def digest(self) -> str:
         return source_digest(self.notebook)
@@ -107,12 +119,17 @@ def near(what: str, name: str, known) -> None:
                         + f" (known: {', '.join(known)})")
 
 
+def contents(root: Path = ROOT) -> list[str]:
+    """The slugs of the chapters in the book's table of contents."""
+    if not (root / "notebooks").is_dir() or not (root / "book" / "_toc.yml").exists():
+        raise BookError(f"no notebooks/ and book/_toc.yml under {root}: the book's commands need a clone of the repository, "
+                        "installed with pip install -e .")
+    return re.findall(r"^\s*- file: chapters/([\w-]+)", (root / "book" / "_toc.yml").read_text(), flags=re.MULTILINE)
+
+
 def sources(root: Path = ROOT) -> dict[str, Source]:
     """The chapters by slug, in the order of the book's table of contents; those it does not list come last."""
-    if not (root / "notebooks").is_dir():
-        raise BookError(f"no notebooks/ under {root}: the book's commands need a clone of the repository, "
-                        "installed with pip install -e .")
-    listed = re.findall(r"file: chapters/(\S+)", (root / "book" / "_toc.yml").read_text())
+    listed = contents(root)
     found = {p.stem: Source(p.stem, p) for p in sorted((root / "notebooks").glob("*.ipynb"))}
     return {s: found[s] for s in sorted(found, key=lambda s: (listed.index(s) if s in listed else len(listed), s))}
 
@@ -124,9 +141,18 @@ def source(slug: str) -> Source:
 
 
 def source_digest(notebook) -> str:
-    """Of what a person wrote: every cell's kind and source, without what papermill injected."""
-    written = [(c.cell_type, c.source) for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
-    return hashlib.sha256(json.dumps(written).encode()).hexdigest()[:16]
+    """Of what a person wrote: every cell's kind, tags and source, and the profiles, without what papermill injected."""
+    written = [(c.cell_type, sorted(c.metadata.get("tags", [])), c.source) for c in notebook.cells
+               if "injected-parameters" not in c.metadata.get("tags", [])]
+    profiles = notebook.metadata.get("kdlib", {}).get("profiles")
+    return hashlib.sha256(json.dumps([written, profiles], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_notebook(path: Path):
+    try:
+        return nbformat.read(path, as_version=4)
+    except Exception as error:  # nbformat and json each have their own
+        raise BookError(f"{path}: not a notebook that can be read ({str(error).splitlines()[0]})") from error
 
 
 def published(slug: str, root: Path = ROOT) -> str:
@@ -134,4 +160,4 @@ def published(slug: str, root: Path = ROOT) -> str:
     path = root / "book" / "chapters" / f"{slug}.ipynb"
     if not path.exists():
         return "absent"
-    return "current" if source_digest(nbformat.read(path, as_version=4)) == source(slug).digest else "stale"
+    return "current" if source_digest(read_notebook(path)) == source(slug).digest else "stale"

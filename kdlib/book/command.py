@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -15,10 +16,14 @@ ONLY = ("pair", "seed", "method")
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is being made is cleared away
     try:
         return options.call(options) or 0
     except (BookError, DataError, StoreError) as error:
         print(f"kdlib: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"kdlib: {error.filename or 'a file'}: {error.strerror or error}; name another folder, or make room", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("kdlib: interrupted; what had finished is in the store, the same command goes on from there", file=sys.stderr)
@@ -37,6 +42,7 @@ def _chapters(options) -> None:
 
 
 def _run(options) -> int:
+    from kdlib.book import results
     from kdlib.book.execute import execute
 
     if options.all == bool(options.slugs):
@@ -48,34 +54,29 @@ def _run(options) -> int:
         raise BookError(f"--jobs is at least 1, not {options.jobs}")
     if options.device:
         given["device"] = options.device
+    if options.as_published and (given or options.profile or only):
+        raise BookError("--as-published takes every parameter from the published chapter; leave out -p, --device, --profile and --only")
     orders = []
     for chapter in sources().values() if options.all else map(source, options.slugs):
+        profile, was = options.profile or "cpu", None
         if options.as_published:
-            values, profile = _as_published(chapter, given)
+            was = results.read(ROOT / "book" / "results" / f"{chapter.slug}.json").provenance
+            values, profile = chapter.as_published(was["parameters"]), was["profile"]
         else:
-            profile = options.profile or "cpu"
             values = chapter.values(profile, given)
-        orders.append((chapter, values, profile))
+        orders.append((chapter, values, profile, was))
     failed = []
-    for chapter, values, profile in orders:
-        print(f"{chapter.slug}: {profile} profile, {_minutes(chapter.facts['minutes'].get(profile))} the first time", flush=True)
+    for chapter, values, profile, was in orders:
+        time = "from published measurements" if was else f"{_minutes(chapter.facts['minutes'].get(profile))} the first time"
+        print(f"{chapter.slug}: {profile} profile, {time}", flush=True)
+        out = Path(options.out or ROOT / "_build" / ("as-published" if was else profile)).resolve()
         try:
-            print(f"{chapter.slug}: " + execute(chapter, values, Path(options.out or ROOT / "_build" / profile).resolve(),
-                                                profile=profile, jobs=options.jobs, only=only,
+            print(f"{chapter.slug}: " + execute(chapter, values, out, profile=profile, jobs=options.jobs, only=only, as_published=was,
                                                 say=lambda line: print(f"{chapter.slug}: {line}", flush=True)), flush=True)
         except BookError as error:
             print(f"kdlib: {error}", file=sys.stderr)
             failed.append(chapter.slug)
     return 1 if failed else 0
-
-
-def _as_published(chapter, given: dict[str, str]) -> tuple[dict, str]:
-    from kdlib.book import results
-
-    if given:
-        raise BookError("--as-published takes every parameter from the published chapter; leave out -p and --device")
-    provenance = results.read(ROOT / "book" / "results" / f"{chapter.slug}.json").provenance
-    return {n: chapter.parameters[n].check(v) for n, v in provenance["parameters"].items()}, provenance["profile"]
 
 
 def _book(options) -> None:
@@ -101,6 +102,8 @@ def _pairs(option: str, texts: list[str]) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not (name and equals):
             raise BookError(f"{option} takes NAME=VALUE, not {text!r}")
+        if name in pairs:
+            raise BookError(f"{option} {name} was given twice")
         pairs[name] = value
     return pairs
 

@@ -1,8 +1,11 @@
 """Papermill, so that nothing half-done is left behind and errors are one line."""
 
+import hashlib
 import json
+import logging
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -17,12 +20,9 @@ from traitlets.config import Config
 from kdlib.book import BookError
 from kdlib.book.chapters import Source
 
-# Where a cell fails, its traceback keeps loky's semaphores alive; a tracker process then says so as it unlinks them.
-QUIET = {"PYTHONWARNINGS": "ignore:resource_tracker:UserWarning"}
-
 
 def execute(chapter: Source, values: dict, out: Path, *, profile: str, jobs: int | None = None, only: dict | None = None,
-            say: Callable[[str], None] = print) -> str:
+            as_published: dict | None = None, say: Callable[[str], None] = print) -> str:
     """Execute a chapter into OUT/SLUG.ipynb and OUT/results/SLUG.json, or leave both as they were.
 
     Returns a line that says what was done. A failure is a BookError; the partly executed notebook then stands beside
@@ -33,12 +33,14 @@ def execute(chapter: Source, values: dict, out: Path, *, profile: str, jobs: int
         notebook, results, progress = Path(making, "executed.ipynb"), Path(making, "results.json"), Path(making, "progress")
         progress.touch()
         order = {"results": str(results), "progress": str(progress), "profile": profile, "source": chapter.digest,
-                 "jobs": jobs, "only": only or {}}
+                 "jobs": jobs, "only": only or {}, "as_published": as_published}
+        folders = {n: os.path.abspath(os.path.expanduser(os.environ[n])) for n in ("KDLIB_CACHE", "KDLIB_DATA") if os.environ.get(n)}
         try:
-            with _environment(**QUIET, KDLIB_RUN=json.dumps(order), JUPYTER_PREFER_ENV_PATH="1"), _follow(progress, say):
+            with _environment(KDLIB_RUN=json.dumps(order), JUPYTER_PREFER_ENV_PATH="1", **folders), \
+                    _follow(progress, say), _quiet(Path(making, "stderr")):
                 papermill.execute_notebook(chapter.path, notebook, parameters=values, progress_bar=False, kernel_name="python3",
                                            cwd=making, config=Config({"KernelManager": {"transport": "ipc"}}),
-                                           extra_arguments=["--IPKernelApp.log_level=50"])
+                                           start_timeout=300, iopub_timeout=60)
         except PapermillExecutionError as error:
             if error.ename == "PartDone":
                 return error.evalue
@@ -46,10 +48,15 @@ def execute(chapter: Source, values: dict, out: Path, *, profile: str, jobs: int
             shutil.move(notebook, failed)
             raise BookError(f"{chapter.slug}: {error.ename}: {_first_line(error.evalue)} (cell {error.cell_index}; "
                             f"all of it in {failed})") from error
-        except DeadKernelError as error:
+        except KeyboardInterrupt:
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the abandoned cell's traceback
+            raise
+        except (DeadKernelError, RuntimeError, TimeoutError) as error:
+            if not isinstance(error, DeadKernelError):
+                raise BookError(f"{chapter.slug}: the kernel did not answer ({_first_line(str(error))}); run it again") from error
             raise BookError(f"{chapter.slug}: the kernel died (out of memory?); what had finished is in the store, "
                             "run it again to go on") from error
-        _tidy(notebook)
+        _tidy(notebook, results)
         (out / "results").mkdir(exist_ok=True)
         os.replace(results, out / "results" / f"{chapter.slug}.json")
         os.replace(notebook, out / f"{chapter.slug}.ipynb")
@@ -57,10 +64,16 @@ def execute(chapter: Source, values: dict, out: Path, *, profile: str, jobs: int
     return f"wrote {out / chapter.slug}.ipynb and {out / 'results' / chapter.slug}.json"
 
 
-def _tidy(path: Path) -> None:
-    """Drop papermill's clock times and paths of this machine: equal runs give equal notebooks."""
+def digest(results: Path) -> str:
+    """What ties a notebook to the results file that it was executed with."""
+    return hashlib.sha256(results.read_bytes()).hexdigest()[:16]
+
+
+def _tidy(path: Path, results: Path) -> None:
+    """Drop papermill's clock times and paths of this machine; note which results belong to the notebook."""
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.pop("papermill", None)
+    notebook.metadata["kdlib"]["results"] = digest(results)
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
@@ -78,6 +91,25 @@ class _environment:
     def __exit__(self, *exc):
         for name, value in self.before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+class _quiet:
+    """Send what this process and its children write to stderr to a file: kernels report shutdowns and trackers leaks there
+    that are none. What matters comes as an exception or as progress."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self):
+        sys.stderr.flush()
+        self.before = os.dup(2)
+        with open(self.path, "wb") as file:
+            os.dup2(file.fileno(), 2)
+
+    def __exit__(self, *exc):
+        sys.stderr.flush()
+        os.dup2(self.before, 2)
+        os.close(self.before)
 
 
 class _follow:

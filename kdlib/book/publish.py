@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -9,6 +10,7 @@ import nbformat
 from kdlib.book import ROOT, BookError
 from kdlib.book import results as results_file
 from kdlib.book.chapters import Source, source_digest
+from kdlib.book.execute import digest
 from kdlib.store import Store
 
 LARGEST = 3_000_000  # bytes of measurements beside one chapter
@@ -26,20 +28,26 @@ def publish(chapter: Source, executed: Path, root: Path = ROOT) -> str:
     results = results_file.read(executed / "results" / f"{chapter.slug}.json")
     if source_digest(nbformat.read(notebook, as_version=4)) != chapter.digest or results.provenance["source"] != chapter.digest:
         raise BookError(f"{chapter.slug}: its source has changed since it was executed in {executed}; run it again")
+    if nbformat.read(notebook, as_version=4).metadata["kdlib"].get("results") != digest(executed / "results" / f"{chapter.slug}.json"):
+        raise BookError(f"{chapter.slug}: the notebook and the results file in {executed} are not of one execution; run it again")
     if results.provenance["profile"] == "smoke":
         raise BookError(f"{chapter.slug}: the smoke profile proves that a chapter runs and claims nothing; it is not published")
 
-    target, making = root / "book" / "results", root / "book" / "results" / f".{chapter.slug}.npz"
-    target.mkdir(parents=True, exist_ok=True)
-    (root / "book" / "chapters").mkdir(exist_ok=True)
-    store = Store(archives=sorted(target.glob("*.npz")))
-    store.archive(results.provenance["measurements"], making)
-    size = making.stat().st_size
-    if size > LARGEST:
-        making.unlink()
-        raise BookError(f"{chapter.slug}: its measurements are {size / 1e6:.1f} MB, more than {LARGEST / 1e6:.0f} MB")
-    os.replace(making, target / f"{chapter.slug}.npz")
-    shutil.copyfile(executed / "results" / f"{chapter.slug}.json", target / f"{chapter.slug}.json")
-    shutil.copyfile(notebook, root / "book" / "chapters" / notebook.name)
+    target = root / "book"
+    for folder in ("chapters", "results"):
+        (target / folder).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target, prefix=".publish-") as folder:
+        staged = {Path(folder, "npz"): target / "results" / f"{chapter.slug}.npz",
+                  Path(folder, "json"): target / "results" / f"{chapter.slug}.json",
+                  Path(folder, "ipynb"): target / "chapters" / notebook.name}
+        archive, numbers, page = staged
+        Store(archives=sorted((target / "results").glob("*.npz"))).archive(results.provenance["measurements"], archive)
+        size = archive.stat().st_size
+        if size > LARGEST:
+            raise BookError(f"{chapter.slug}: its measurements are {size / 1e6:.1f} MB, more than {LARGEST / 1e6:.0f} MB")
+        shutil.copyfile(executed / "results" / f"{chapter.slug}.json", numbers)
+        shutil.copyfile(notebook, page)
+        for made, place in staged.items():
+            os.replace(made, place)
     return (f"published {chapter.slug} ({results.provenance['profile']} profile, {results.provenance['device']}) with "
             f"{len(results.provenance['measurements'])} measurements, {size / 1e6:.2f} MB")

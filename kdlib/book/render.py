@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from bs4 import BeautifulSoup, Tag
 
 from kdlib.book import ROOT, BookError
-from kdlib.book.chapters import sources
+from kdlib.book.chapters import contents, sources
 
 BOOK = ROOT / "book"
 
@@ -37,17 +37,14 @@ class RenderError(BookError):
     """jupyter-book warned or failed; the message holds its first complaints."""
 
 
-def contents() -> list[str]:
-    """The slugs of the chapters, in the order of the table of contents."""
-    return re.findall(r"^\s*- file: chapters/([\w-]+)", (BOOK / "_toc.yml").read_text(), flags=re.MULTILINE)
-
-
 def render(chapters_dir: Path | None, out: Path) -> Path:
     """Render the book with the executed chapters of a folder (default: the published ones) to `out`/index.html.
 
-    A chapter that the folder lacks becomes a page that says how to run it. Warnings are fatal: RenderError, and an
-    earlier `out` stays as it was.
+    A chapter that the folder lacks becomes a page that says how to run it. Warnings are fatal, and so is what `check_html`
+    finds: RenderError, and an earlier `out` stays as it was.
     """
+    if chapters_dir and not Path(chapters_dir).is_dir():
+        raise RenderError(f"no folder {chapters_dir}; run chapters into it first: kdlib run SLUG --out {chapters_dir}")
     chapters_dir = Path(chapters_dir or BOOK / "chapters")
     out = Path(out).resolve()
     if out.exists() and any(out.iterdir()) and not (out / "objects.inv").exists():
@@ -59,6 +56,8 @@ def render(chapters_dir: Path | None, out: Path) -> Path:
         for slug in contents():
             _place(slug, chapters_dir, source)
         html = _jupyter_book(source, Path(work))
+        if problems := check_html(html):
+            raise RenderError("\n".join(problems[:10]))
         if out.exists():
             out.rename(Path(work, "earlier"))
         html.rename(out)

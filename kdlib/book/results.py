@@ -75,13 +75,16 @@ def read(path: Path) -> Results:
         raise BookError(f"no results at {path}; run the chapter first: kdlib run {path.stem}") from None
     except ValueError as error:
         raise BookError(f"{path} is not JSON ({error}); run the chapter again: kdlib run {path.stem}") from None
+    if not isinstance(body, dict) or not isinstance(body.get("provenance"), dict) or "chapter" not in body or not all(
+            isinstance(body.get(part), list) and all(isinstance(row, dict) for row in body[part]) for part in ("records", "effects")):
+        raise BookError(f"{path} is not a results file; run the chapter again: kdlib run {path.stem}")
     problems = []
     if body.get("schema_version") != VERSION:
         problems.append(f"schema_version is {body.get('schema_version')!r}, this kdlib reads {VERSION}")
-    if set(PROVENANCE) - set(body.get("provenance", {})):
-        problems.append(f"provenance lacks {', '.join(sorted(set(PROVENANCE) - set(body.get('provenance', {}))))}")
+    if lacking := set(PROVENANCE) - set(body["provenance"]):
+        problems.append(f"provenance lacks {', '.join(sorted(lacking))}")
     for part, columns in ("records", RECORD), ("effects", EFFECT):
-        if any(set(row) != set(columns) for row in body.get(part, [{}])):
+        if any(set(row) != set(columns) for row in body[part]):
             problems.append(f"{part} do not have the columns {', '.join(columns)}")
     if problems:
         raise BookError(f"{path}: {'; '.join(problems)}; run the chapter again: kdlib run {path.stem}")

@@ -18,7 +18,7 @@ def points(effect: dict) -> str:
     """An effect in percentage points with its interval: '+8.1 [+2.0, +14.2]'."""
     if effect["effect"] is None:
         return "–"
-    numbers = [f"{100 * effect[k]:+.1f}" for k in ("effect", "low", "high") if effect[k] is not None]
+    numbers = [f"{round(100 * effect[k], 1) + 0.0:+.1f}" for k in ("effect", "low", "high") if effect[k] is not None]
     return typeset(numbers[0] + (f" [{numbers[1]}, {numbers[2]}]" if len(numbers) == 3 else ""))
 
 

@@ -55,8 +55,8 @@ class Digits:
             if getattr(self, name) not in known:
                 raise DataError(f"digits: {name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
 
-        if self.limit is not None and self.limit < 1:
-            raise DataError(f"digits: limit is None or at least 1, not {self.limit}")
+        if self.limit is not None and self.limit < 2:
+            raise DataError(f"digits: limit is None or at least 2, not {self.limit}")
 
     @property
     def size(self) -> int:

@@ -10,7 +10,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from kdlib import stats
-from kdlib.book import ROOT, claims, results, text
+from kdlib.book import ROOT, BookError, claims, results, text
 from kdlib.book.chapters import published, source, sources
 from kdlib.data.digits import DOMAINS, Digits
 from kdlib.distill import KL, Alone, Hint
@@ -118,6 +118,16 @@ def test_executed_notebooks_carry_no_clock_and_no_path(smoke):
     assert "papermill" not in json.loads(body)["metadata"] and str(ROOT) not in body and str(smoke[0]) not in body
 
 
+@pytest.mark.parametrize("body, message", [
+    ("[]", "is not a results file"), ("{", "is not JSON"), ('{"chapter": "x", "provenance": {}, "records": [1], "effects": []}', "is not a results"),
+    ('{"schema_version": 9, "chapter": "x", "provenance": {}, "records": [{"a": 1}], "effects": []}', "schema_version is 9")])
+def test_damaged_results_are_one_clear_line(tmp_path, body, message):
+    (tmp_path / "x.json").write_text(body)
+    with pytest.raises(BookError, match=message) as error:
+        results.read(tmp_path / "x.json")
+    assert "\n" not in str(error.value)
+
+
 def test_sources_are_clean_and_typed():
     for slug, chapter in sources().items():
         for cell in chapter.notebook.cells:
@@ -143,3 +153,4 @@ def test_published_chapters_are_current_and_reexecute_without_data_or_training(s
     assert not (tmp_path / "empty").exists(), "nothing was computed"
     now = results.read(tmp_path / "out" / "results" / f"{slug}.json")
     assert (now.records, now.effects) == (was.records, was.effects)
+    assert {k: v for k, v in now.provenance.items() if k != "commit"} == {k: v for k, v in was.provenance.items() if k != "commit"}

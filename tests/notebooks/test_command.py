@@ -1,5 +1,9 @@
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -7,7 +11,9 @@ import pytest
 from kdlib.book import ROOT, BookError
 from kdlib.book.chapters import Parameter, Source, source
 from kdlib.book.command import main
+from kdlib.book.execute import digest
 from kdlib.book.publish import publish
+from kdlib.store import Store
 from notebooks_command import SLUG, kdlib
 
 
@@ -35,6 +41,9 @@ def test_chapters_lists_every_chapter():
     (["run", SLUG, "--jobs", "0"], "--jobs is at least 1, not 0"),
     (["run", SLUG, "--device", "tpu"], "parameter device = 'tpu' is not allowed"),
     (["run", SLUG, "--as-published", "-p", "epochs=2"], "--as-published takes every parameter from the published chapter"),
+    (["run", SLUG, "-p", "tau=2", "-p", "tau=3"], "-p tau was given twice"),
+    (["run", SLUG, "--out", "/proc/nowhere"], "/proc/nowhere: No such file or directory"),
+    (["book", "--from", "/nowhere"], "no folder /nowhere"),
     (["publish", SLUG, "--from", "/nowhere"], "no executed chapter /nowhere/domain-adaptation.ipynb"),
     (["publish", "nothing", "--from", "/nowhere"], "no chapter named 'nothing'"),
 ])
@@ -63,6 +72,12 @@ def test_a_run_that_fails_leaves_earlier_results_whole(smoke, tmp_path, words, e
     assert {p.name for p in out.iterdir()} == {f"{SLUG}.ipynb", f"{SLUG}.failed.ipynb", "results"}
 
 
+def test_a_relative_cache_is_the_callers(tmp_path):
+    words = [sys.executable, "-m", "kdlib.book.command", "run", SLUG, "--profile", "smoke", "-p", "limit=64", "--only", "method=T*", "--only", "seed=0"]
+    done = subprocess.run(words, cwd=tmp_path, env={**os.environ, "KDLIB_CACHE": "here"}, capture_output=True, text=True)
+    assert done.returncode == 0 and len(list((tmp_path / "here" / "run").iterdir())) == 1, done.stderr
+
+
 def test_a_part_is_stored_and_writes_nothing_and_parts_add_up(tmp_path):
     words = ["run", SLUG, "--profile", "smoke", "-p", "limit=64", "--out", tmp_path / "out"]
     part = kdlib(*words, "--only", "seed=1", "--only", "method=KL", KDLIB_CACHE=str(tmp_path / "cache"))
@@ -71,6 +86,21 @@ def test_a_part_is_stored_and_writes_nothing_and_parts_add_up(tmp_path):
     rest = kdlib(*words, KDLIB_CACHE=str(tmp_path / "cache"))
     assert rest.returncode == 0 and "22 networks to train" in rest.stdout, rest.stdout + rest.stderr
     assert (tmp_path / "out" / "results" / f"{SLUG}.json").exists()
+
+
+def test_an_interrupted_run_says_so_and_keeps_what_had_finished(tmp_path):
+    process = subprocess.Popen([sys.executable, "-m", "kdlib.book.command", "run", SLUG, "--profile", "smoke", "--out", tmp_path / "out"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               env={**os.environ, "KDLIB_CACHE": str(tmp_path / "cache")})
+    while "1/24 trained" not in (line := process.stdout.readline()):
+        assert line, process.stderr.read()
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130 and said.startswith("kdlib: interrupted") and said.count("\n") == 1, said
+    store = Store(tmp_path / "cache")
+    finished = [p.name for p in (store.root / "run").iterdir()]
+    assert finished and all(store.read("run", key) for key in finished)
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize("line, text, value", [
@@ -97,6 +127,9 @@ def executed(smoke, tmp_path, profile):
     body = json.loads(path.read_text())
     body["provenance"]["profile"] = profile
     path.write_text(json.dumps(body))
+    notebook = nbformat.read(out / f"{SLUG}.ipynb", as_version=4)
+    notebook.metadata["kdlib"]["results"] = digest(path)
+    nbformat.write(notebook, out / f"{SLUG}.ipynb")
     return out
 
 
@@ -114,6 +147,12 @@ def test_publishing_refuses(smoke, tmp_path, monkeypatch):
     with pytest.raises(BookError, match="smoke profile"):
         publish(source(SLUG), smoke[0], root)
     out = executed(smoke, tmp_path, "cpu")
+    path = out / "results" / f"{SLUG}.json"
+    whole = path.read_text()
+    path.write_text(whole.replace('"seed": 2', '"seed": 3'))
+    with pytest.raises(BookError, match="are not of one execution"):
+        publish(source(SLUG), out, root)
+    path.write_text(whole)
     changed = nbformat.read(ROOT / "notebooks" / f"{SLUG}.ipynb", as_version=4)
     changed.cells[0].source += "\nA new sentence."
     nbformat.write(changed, tmp_path / f"{SLUG}.ipynb")
@@ -122,4 +161,4 @@ def test_publishing_refuses(smoke, tmp_path, monkeypatch):
     monkeypatch.setenv("KDLIB_CACHE", str(tmp_path / "another"))
     with pytest.raises(Exception, match="75 of 75 measurements are not in"):
         publish(source(SLUG), out, root)
-    assert not list((root / "book").rglob("*.json")) and not list((root / "book").rglob("*.np*"))
+    assert not [p for p in (root / "book").rglob("*") if p.is_file()], "nothing is left of a publication that failed"
