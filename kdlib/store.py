@@ -80,7 +80,7 @@ class Store:
         self._archived: dict[str, Entry] | None = None
 
     def __getstate__(self) -> dict:
-        return {"root": self.root, "archives": (), "say": _to_stderr, "_archived": None}  # for a process that computes
+        return {**self.__dict__, "say": _to_stderr, "_archived": None}  # a copy for another process
 
     def read(self, kind: str, key: str) -> Entry | None:
         """The verified entry, or None where there is none or it was damaged (which is said, and set aside)."""

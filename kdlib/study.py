@@ -148,7 +148,7 @@ def _work(todo: dict[Run | Measure, set], store: Store, executor: Executor, prog
     while waiting or running:
         # measurements first: they are short, and what they belong to is settled once they have landed
         for task in sorted((t for t, needs in waiting.items() if needs <= finished), key=lambda t: isinstance(t, Run)):
-            running[executor.submit(_compute, task, store)] = task
+            running[executor.submit(_compute, task, Store(store.root))] = task  # archives hold nothing that is missing
             del waiting[task]
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             task = running.pop(future)

@@ -59,9 +59,9 @@ def test_executed_chapter_keeps_number_caption_alt_and_results(book):
     assert json.loads((book / "chapters" / download["href"]).read_text())["chapter"] == SLUG
 
 
-def test_missing_alt_text_is_found(tmp_path):
-    book = render(executed(tmp_path / "run", alt=None), tmp_path / "html")
-    assert [problem.split(":")[:2] for problem in check_html(book)] == [[f"chapters/{SLUG}.html", " image without alt text"]]
+def test_missing_alt_text_is_fatal(tmp_path):
+    with pytest.raises(RenderError, match=rf"^chapters/{SLUG}.html: image without alt text: \S+$"):
+        render(executed(tmp_path / "run", alt=None), tmp_path / "html")
 
 
 def test_chapter_without_execution_is_a_stub(tmp_path):
