@@ -238,11 +238,11 @@ def test_a_failing_run_is_named_and_the_others_stay(tmp_path):
 
 
 def test_a_short_slice_of_real_mnist(real_data, tmp_path):
-    data = Digits("mnist", "bsds500", 512)
+    data = Digits("mnist", "bsds500", 1000)
     net = Model("mnistnet", {"size": 28})
-    run = Run(data, ("orig", "color", "M"), net, Alone(), Adadelta(3), "teacher-0")
+    run = Run(data, ("orig", "color", "M"), net, Alone(), Adadelta(5), "teacher-0")
     domains = complete([Predictions(run, data, d) for d in data.domains] + [Items(data, "orig")], Store(tmp_path), jobs=1,
                        progress=lambda line: None)
     *said, items = domains.values()
     accuracy = [float((s["prediction"] == items["label"]).mean()) for s in said]
-    assert accuracy[0] > 0.6 and min(accuracy) > 0.15, accuracy
+    assert accuracy[0] > 0.6 and min(accuracy) > 0.2, accuracy
