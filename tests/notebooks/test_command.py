@@ -91,6 +91,7 @@ def test_a_part_is_stored_and_writes_nothing_and_parts_add_up(tmp_path):
 def test_an_interrupted_run_says_so_and_keeps_what_had_finished(tmp_path):
     process = subprocess.Popen([sys.executable, "-m", "kdlib.book.command", "run", SLUG, "--profile", "smoke", "--out", tmp_path / "out"],
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
                                env={**os.environ, "KDLIB_CACHE": str(tmp_path / "cache")})
     while "1/24 trained" not in (line := process.stdout.readline()):
         assert line, process.stderr.read()
