@@ -146,6 +146,33 @@ def effect(student: ArrayLike, reference: ArrayLike, teacher: ArrayLike | None =
                   n_seeds=len(s), n_items=shape[1] if len(shape) == 2 else None, flag=flag, se=whole.se, df=whole.df, p=whole.p)
 
 
+def partial_correlation(x: ArrayLike, y: ArrayLike, given: ArrayLike) -> float:
+    """Pearson's correlation of x and y (n,) once what `given` (n,) explains linearly is taken off both: in [-1, 1].
+
+    NaN where either is left without spread, which n < 4 points or a constant x or y make sure of.
+    """
+    x, y, given = (_table(f"partial_correlation: {name}", v, (1,))[:, 0] for name, v in (("x", x), ("y", y), ("given", given)))
+    if len(x) < 4:
+        return float("nan")
+    basis = np.stack([np.ones(len(x)), given - given.mean()], axis=1)
+    left = [v - basis @ np.linalg.lstsq(basis, v, rcond=None)[0] for v in (x, y)]
+    if any(np.ptp(v) <= 1e-9 * max(1.0, np.abs(w).max()) for v, w in zip(left, (x, y))):
+        return float("nan")
+    return float(np.clip(np.corrcoef(*left)[0, 1], -1, 1))
+
+
+def correlation(r: ArrayLike, *, level: float = 0.95) -> Interval:
+    """Mean of correlations r (n,), one per seed, with Student's t interval on Fisher's z = artanh r (Fisher, 1921).
+
+    `mean`, `low` and `high` are correlations again, `se` is that of z. Raises ValueError unless -1 < r < 1 throughout.
+    """
+    r = _table("correlation: r", r, (1,))[:, 0]
+    if not (np.abs(r) < 1).all():
+        raise ValueError("correlation: r must lie strictly between -1 and 1")
+    z = over_seeds(np.arctanh(r), level=level)
+    return replace(z, mean=float(np.tanh(z.mean)), low=z.low and float(np.tanh(z.low)), high=z.high and float(np.tanh(z.high)))
+
+
 def holm(p: Sequence[float | None]) -> list[float | None]:
     """Holm's adjusted p values, in the order given; None is passed through and not counted.
 

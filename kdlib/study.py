@@ -7,73 +7,15 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Executor, wait
-from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import ClassVar
+from functools import cache
 
-import numpy as np
-import torch
 from loky import cpu_count, get_reusable_executor
 
 from kdlib.distill import Alone
+from kdlib.measures import Measure
 from kdlib.models import Model
-from kdlib.probes import accuracy
-from kdlib.store import Arrays, Store, StoreError, describe, key
+from kdlib.store import Arrays, Store, StoreError, describe
 from kdlib.train import Run, finish, repeatable
-
-
-class Measure:
-    """A probe put to runs on data: a value, like a run. Subclasses are frozen dataclasses with `runs` and `compute`."""
-
-    runs: tuple[Run, ...] = ()
-
-    @cached_property
-    def key(self) -> str:
-        return key(describe(self))
-
-    def compute(self, *nets: torch.nn.Module) -> Arrays:
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Predictions(Measure):
-    """The classes that one network predicts on a test domain: `prediction` (n,), uint8 (int16 beyond 256 classes)."""
-
-    run: Run
-    data: object
-    domain: str
-
-    @property
-    def runs(self):
-        return (self.run,)
-
-    def describe(self) -> dict:
-        return {"type": "Predictions", "version": accuracy.version, "run": self.run.key, "data": describe(self.data),
-                "domain": self.domain}
-
-    def compute(self, net):
-        x, _ = self.data.test(self.domain, self.run.device)
-        return {"prediction": _small(accuracy.predict(net, x))}
-
-
-@dataclass(frozen=True)
-class Items(Measure):
-    """A test domain itself: `label` (n,) of all items, and `image` (k, 3, size, size) uint8 of the first `images`."""
-
-    data: object
-    domain: str
-    images: int = 0
-
-    version: ClassVar[int] = 1
-
-    def compute(self):
-        x, y = self.data.test(self.domain, "cpu")
-        image = x[: self.images] if self.images else x[:0]
-        return {"label": _small(y), "image": (image * 255).round().byte().numpy()}
-
-
-def _small(classes: torch.Tensor) -> np.ndarray:
-    return classes.to(torch.uint8 if classes.max() < 256 else torch.int16).cpu().numpy()
 
 
 def arms(*, data, teacher: Model, student: Model, teacher_domains, teacher_star_domains, student_domains, objectives: dict,

@@ -15,6 +15,7 @@ from kdlib import study
 from kdlib.book import ROOT, BookError
 from kdlib.book.chapters import source
 from kdlib.book.results import Results
+from kdlib.measures import Measure
 from kdlib.store import Arrays, Store
 from kdlib.train import resolve_device, resolve_dtype
 
@@ -63,7 +64,7 @@ class Chapter:
         """Replace an `auto` parameter in the provenance by what it was resolved to."""
         self.results.provenance["parameters"][name] = value
 
-    def complete(self, measures: Mapping[At, study.Measure], shared: Mapping[str, study.Measure]) -> tuple[dict, dict]:
+    def complete(self, measures: Mapping[At, Measure], shared: Mapping[str, Measure]) -> tuple[dict, dict]:
         """Load or compute all measurements: (arrays by At, arrays by the name of what the arms share)."""
         self.results.records.clear()  # a cell may be run again
         self.results.effects.clear()
@@ -90,7 +91,7 @@ class Chapter:
             self.results.write(Path(self.order["results"]))
         return self.results
 
-    def _part(self, measures: Mapping[At, study.Measure]) -> dict[At, study.Measure]:
+    def _part(self, measures: Mapping[At, Measure]) -> dict[At, Measure]:
         chosen = dict(measures)
         for name, text in self.order.get("only", {}).items():
             known = {str(getattr(at, name)) for at in measures}

@@ -16,7 +16,8 @@ from kdlib.data.digits import DOMAINS, Digits
 from kdlib.distill import KL, Alone, Hint
 from kdlib.models import Model
 from kdlib.store import Store
-from kdlib.study import Items, Predictions, arms
+from kdlib.measures import Items, Predictions
+from kdlib.study import arms
 from kdlib.train import Adadelta
 from notebooks_command import SLUG, kdlib
 

@@ -367,3 +367,33 @@ def test_a_teacher_without_a_gap_is_rarely_given_a_transfer(n, m):
     given = np.mean([~covers(gap, 0) for _, gap in studies(n, m, teacher_lift=0)])
     print(f"n = {n}, m = {m}: {given:.3f}")
     assert 0.03 <= given <= 0.07
+
+
+def test_partial_correlation_by_the_formula():
+    random = np.random.default_rng(4)
+    given = random.normal(size=12)
+    x, y = 2 * given + random.normal(size=12), -given + random.normal(size=12)
+    xy, xz, yz = (np.corrcoef(a, b)[0, 1] for a, b in ((x, y), (x, given), (y, given)))
+    wanted = (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
+    assert stats.partial_correlation(x, y, given) == pytest.approx(wanted)
+    assert stats.partial_correlation(3 * x - 1, y, given) == pytest.approx(wanted), "no unit"
+
+
+def test_partial_correlation_is_undefined_without_spread():
+    line = np.arange(6.0)
+    for x, y, given in (line, line[::-1] ** 2, line), (np.ones(6), line, line**2), (line[:3], line[:3] ** 2, np.ones(3)):
+        assert np.isnan(stats.partial_correlation(x, y, given))
+    assert stats.partial_correlation(line, line, np.ones(6)) == pytest.approx(1), "a constant takes nothing off"
+
+
+def test_the_mean_correlation_is_fishers():
+    r = [0.5, 0.7, 0.9]
+    z = [0.5 * np.log((1 + v) / (1 - v)) for v in r]
+    t = scipy_stats.ttest_1samp(z, 0)
+    bounds = t.confidence_interval()
+    found = stats.correlation(r)
+    assert found.mean == pytest.approx(np.tanh(np.mean(z)))
+    assert (found.low, found.high, found.p) == pytest.approx((np.tanh(bounds.low), np.tanh(bounds.high), t.pvalue))
+    assert stats.correlation(r[:2]).low is None
+    with pytest.raises(ValueError, match="between -1 and 1"):
+        stats.correlation([0.1, 1.0, 0.2])

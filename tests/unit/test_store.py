@@ -15,7 +15,7 @@ from kdlib.distill import KL, Alone, Hint
 from kdlib.models import MnistNet, Model
 from kdlib.probes import accuracy
 from kdlib.store import Store, StoreError, cache_root, describe, digest, key
-from kdlib.study import Items, Predictions
+from kdlib.measures import Items, Predictions
 from kdlib.train import Adadelta, Run
 
 SPEC = {"type": "Example", "version": 1, "seed": "a"}

@@ -15,7 +15,8 @@ from kdlib.data.digits import Digits
 from kdlib.distill import CRD, KL, Alone, Hint
 from kdlib.models import Model
 from kdlib.store import Store, digest
-from kdlib.study import Items, Predictions, arms, complete
+from kdlib.measures import Items, Predictions
+from kdlib.study import arms, complete
 from kdlib.train import Adadelta, Run, TrainingError, finish, fit
 
 SMALL = Digits(limit=96)
