@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from kdlib.models import features
 from kdlib.probes import accuracy, boundary, divergence
 from kdlib.store import Arrays, describe, key
 from kdlib.train import Run
@@ -63,6 +64,34 @@ class Predictions(Measure):
     def compute(self, net):
         x, _ = self.data.test(self.domain, self.run.device)
         return {"prediction": _small(accuracy.predict(net, x))}
+
+
+@dataclass(frozen=True)
+class Features(Measure):
+    """What one layer (or `logits`) says of the first `items` images of a test domain: `feature` (items, ...), logits in float32,
+    else float16."""
+
+    run: Run
+    data: object
+    domain: str
+    layer: str
+    items: int
+
+    version: ClassVar[int] = 1
+
+    @property
+    def runs(self):
+        return (self.run,)
+
+    def describe(self) -> dict:
+        return {"type": "Features", "version": self.version, "run": self.run.key, "data": describe(self.data), "domain": self.domain,
+                "layer": self.layer, "items": self.items}
+
+    @torch.no_grad()
+    def compute(self, net):
+        x = self.data.test(self.domain, self.run.device)[0][: self.items]
+        found = torch.cat([features(net, part, self.layer) for part in x.split(500)])
+        return {"feature": (found.float() if self.layer == "logits" else found.half()).contiguous().cpu().numpy()}
 
 
 @dataclass(frozen=True)

@@ -95,3 +95,12 @@ def taps(net: nn.Module, *layers: str):
     finally:
         for handle in handles:
             handle.remove()
+
+
+def features(net: nn.Module, x: Tensor, layer: str | None = None) -> Tensor:
+    """What one layer says of x, by `taps`; None or "logits" is what the network itself returns."""
+    if layer in (None, "logits"):
+        return net(x)
+    with taps(net, layer) as seen:
+        net(x)
+    return seen[layer]

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from kdlib.models import Model, taps
+from kdlib.models import Model, features, taps
 from kdlib.store import Store, describe, key
 
 CACHED_TARGETS = 2**29  # bytes of teacher outputs worth keeping; part of a run's meaning, since bfloat16 rounds by batch
@@ -152,7 +152,7 @@ def fit(run: Run, teacher: nn.Module | None = None) -> tuple[nn.Module, dict]:
         autocast = torch.autocast(run.device, torch.bfloat16, enabled=run.dtype == "bfloat16")
         first = data.batch(torch.zeros(1, dtype=torch.long, device=device), data.draw(torch.Generator().manual_seed(0)))[0]
         with torch.no_grad():
-            shapes = [net and _features(net.eval(), first, layer).shape[1:] for net, layer in
+            shapes = [net and features(net.eval(), first, layer).shape[1:] for net, layer in
                       ((student, run.objective.student_layer), (teacher, run.objective.teacher_layer))]
         with seeded(stream(run.seed, "head"), run.device):
             loss = run.objective.build(*shapes).to(device)
@@ -204,14 +204,6 @@ def _layers(objective) -> list[str]:
     return [objective.student_layer] if objective.student_layer else []
 
 
-def _features(net: nn.Module, x: Tensor, layer: str | None) -> Tensor:
-    if layer in (None, "logits"):
-        return net(x)
-    with taps(net, layer) as seen:
-        net(x)
-    return seen[layer]
-
-
 @torch.no_grad()
 def _everything(run: Run, student, teacher, data) -> tuple[Tensor, Tensor, Tensor]:
     """Both networks' features of every training item, in their order, and the labels: what a memory bank starts from."""
@@ -221,7 +213,7 @@ def _everything(run: Run, student, teacher, data) -> tuple[Tensor, Tensor, Tenso
     rows = []
     for idx in torch.arange(data.n, device=run.device).split(500):
         x, y = data.batch(idx, parameters)
-        rows.append((_features(student, x, run.objective.student_layer), _features(teacher, x, run.objective.teacher_layer), y))
+        rows.append((features(student, x, run.objective.student_layer), features(teacher, x, run.objective.teacher_layer), y))
     return tuple(torch.cat(part) for part in zip(*rows))
 
 
@@ -233,7 +225,7 @@ def _targets(run: Run, teacher, data, shape, autocast):
 
     @torch.no_grad()
     def compute(x: Tensor, idx: Tensor) -> Tensor:
-        return _features(teacher, x, layer)
+        return features(teacher, x, layer)
 
     if not data.fixed or data.views > 1 or 4 * data.n * math.prod(shape) > CACHED_TARGETS:
         return compute

@@ -27,6 +27,7 @@ class At(NamedTuple):
     method: str
     seed: int
     domain: str
+    probe: str = ""
 
 
 class PartDone(Exception):
@@ -54,7 +55,7 @@ class Chapter:
             "profile": self.order.get("profile", "notebook"), "commit": commit(), "source": self.order.get("source"),
             "device": self.published["device"] if self.published else device_name(self.device), "dtype": self.dtype,
             "versions": {"python": platform.python_version(), **{p: version(p) for p in ("kdlib", "torch", "numpy", "scipy")}},
-            "seeds": list(range(parameters["seeds"])),
+            "seeds": list(range(parameters.get("seeds", 1))),
             "start": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "duration": None, "measurements": []})
         if self.published:  # the numbers are those of that machine and day

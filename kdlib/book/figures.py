@@ -1,16 +1,21 @@
 """The book's figures: one style, one colour for each method, controls as hollow markers."""
 
 import textwrap
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from scipy.ndimage import distance_transform_edt
 
 from kdlib.book.results import Results
 
 # Okabe and Ito's palette: told apart by colour-blind readers; the markers tell methods apart in greyscale.
 METHODS = {"T": ("#000000", "*"), "Ind": ("#7a7a7a", "o"), "KL": ("#d55e00", "s"), "Hint": ("#0072b2", "D"),
            "CRD": ("#009e73", "^")}
+# Ten classes side by side: light, so that numbers can be read on them; the number, not the colour, tells the class.
+CLASSES = [to_rgb(c) for c in ("#a6cee3", "#fdbf6f", "#b2df8a", "#fb9a99", "#cab2d6", "#ffff99", "#d9d9d9", "#80cdc1", "#e5a96b", "#f1b6da")]
 WIDTH = 7.4  # inches: a page's column is about 700 pixels wide, so type comes out near its nominal size
 NAMES = {"T": "teacher T", "T*": "teacher T*", "Ind": "independent", "Ind2": "2nd independent"}
 
@@ -77,6 +82,75 @@ def effects(results: Results, *, measure: str, contrasts: list[tuple[str, str]],
         axis.set(title=heading, xlabel=label)
         axis.xaxis.set_major_formatter(lambda x, _: f"{100 * x:+.4g}".replace("-", "−") if abs(x) > 1e-9 else "0")
     _rows(np.atleast_1d(axes)[0], [f"{m} − {r}" if r != "Ind" else name(m) for m, r in contrasts])
+    figure.suptitle(textwrap.fill(title, 66))
+    return figure
+
+
+class Plane(NamedTuple):
+    """One plane through three images, as several networks divide it."""
+
+    heading: str
+    image: np.ndarray  # (3, 3, h, w) uint8
+    label: np.ndarray  # (3,)
+    corner: np.ndarray  # (3, 2), the images' places
+    region: dict[str, np.ndarray]  # by method, (resolution, resolution) classes, rows along the first coordinate; T among them
+
+
+def planes(rows: list[Plane], *, margin: float, title: str) -> Figure:
+    """A row a plane: its three images, then each network's regions, a colour and a number a class, and the share that is T's."""
+    methods = list(rows[0].region)
+    figure, axes = plt.subplots(len(rows), 1 + len(methods), figsize=(WIDTH, 0.7 + 1.5 * len(rows)), squeeze=False)
+    for line, plane in zip(axes, rows):
+        gap = np.full((plane.image.shape[2], 2, 3), 255, np.uint8)
+        strip = [part for image in plane.image for part in (gap, image.transpose(1, 2, 0))][1:]
+        line[0].imshow(np.concatenate(strip, axis=1), interpolation="nearest")
+        width = plane.image.shape[3] + 2
+        for i, label in enumerate(plane.label):
+            line[0].text((i + 0.5) * width - 1, plane.image.shape[2] + 1, f"{'abc'[i]} ({label})", ha="center", va="top", fontsize=9)
+        line[0].set_axis_off()
+        line[0].text(-0.05, 0.5, plane.heading, transform=line[0].transAxes, ha="right", va="center", fontsize=11)
+        low, high = plane.corner.min(0), plane.corner.max(0)
+        low, high = low - margin * (high - low), high + margin * (high - low)
+        for axis, method in zip(line[1:], methods):
+            region = plane.region[method]
+            axis.imshow(np.array(CLASSES)[region.T % 10], origin="lower", extent=(low[0], high[0], low[1], high[1]), aspect="auto",
+                        interpolation="nearest")
+            for number, (s, t), size in _inside(region, low, high):
+                axis.text(s, t, str(number), ha="center", va="center", fontsize=8 + 4 * size, color="#333333")
+            for letter, (s, t) in zip("abc", plane.corner):
+                axis.text(s, t, letter, ha="center", va="center", fontsize=8, bbox=dict(boxstyle="circle,pad=0.15", facecolor="white", linewidth=0.6))
+            axis.set(xticks=[], yticks=[])
+            axis.grid(False)
+            axis.spines[:].set_visible(False)
+            axis.set_xlabel("" if method == "T" else f"{100 * (region == plane.region['T']).mean():.0f} % as T", labelpad=2)
+    for axis, method in zip(axes[0, 1:], methods):
+        axis.set_title(name(method))
+    figure.suptitle(textwrap.fill(title, 66))
+    return figure
+
+
+def _inside(region: np.ndarray, low: np.ndarray, high: np.ndarray):
+    """For each class with some room: its number, the point deepest inside it, and its share of the plane."""
+    for number in np.unique(region):
+        mask = np.pad(region == number, 1)
+        depth = distance_transform_edt(mask)[1:-1, 1:-1]
+        place = np.array(np.unravel_index(depth.argmax(), depth.shape))
+        if depth.max() > 0.05 * len(region):
+            yield number, low + (place + 0.5) / region.shape * (high - low), (region == number).mean()
+
+
+def scatter(panels: list[list[dict[str, tuple]]], *, x: list[list[str]], y: list[str], title: str) -> Figure:
+    """A grid of panels, each with (x values, y values) by method, one point a seed. `x` labels panels, `y` columns; shares in %."""
+    figure, axes = plt.subplots(len(panels), len(panels[0]), figsize=(WIDTH, 0.9 + 2.7 * len(panels)), squeeze=False)
+    for line, row, labels in zip(axes, panels, x):
+        for axis, by_method, across, up in zip(line, row, labels, y):
+            for method, (a, b) in by_method.items():
+                axis.plot(a, b, **marker(method, 7), label=name(method), alpha=0.85)
+            axis.set(xlabel=across, ylabel=up)
+            axis.grid(True, axis="both")
+            for direction in axis.xaxis, axis.yaxis:
+                direction.set_major_formatter(lambda value, _: f"{100 * value:.4g}")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle(textwrap.fill(title, 66))
     return figure
 

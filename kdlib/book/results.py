@@ -50,6 +50,16 @@ class Results:
                              **{k: _number(v) for k, v in dataclasses.asdict(found).items()}})
         return found
 
+    def correlation(self, r: list[float], *, pair: str, domain: str, method: str, measure: str, condition: dict | None = None) -> None:
+        """A correlation within each seed (n,), averaged over seeds by Fisher's z. Undefined in some seed: no value, a flag."""
+        row = dict.fromkeys(EFFECT) | {"pair": pair, "condition": condition or {}, "domain": domain, "method": method, "measure": measure,
+                                       "n_seeds": len(r), "flag": "undefined"}
+        if (np.abs(r) < 1).all():  # NaN is not
+            found = stats.correlation(r)
+            row |= {"effect": found.mean, "low": found.low, "high": found.high, "low_seeds": found.low, "high_seeds": found.high,
+                    "se": _number(found.se), "df": found.df, "p": found.p, "flag": None if len(r) > 2 else "fewer than 3 seeds"}
+        self.effects.append(row)
+
     def find(self, **wanted) -> dict:
         """The one effect row that has these values."""
         rows = [e for e in self.effects if all(e[k] == v for k, v in wanted.items())]

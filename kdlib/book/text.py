@@ -16,9 +16,23 @@ def share(value: float | None) -> str:
 
 def points(effect: dict) -> str:
     """An effect in percentage points with its interval: '+8.1 [+2.0, +14.2]'."""
+    return _with_interval(effect, 100, 1)
+
+
+def plain(effect: dict) -> str:
+    """An effect in its own unit with its interval: '+0.81 [+0.20, +0.97]'."""
+    return _with_interval(effect, 1, 2)
+
+
+def effect(row: dict, unit: str) -> str:
+    """An effect in the unit of a claim."""
+    return {"points": points, "plain": plain}[unit](row)
+
+
+def _with_interval(effect: dict, scale: float, digits: int) -> str:
     if effect["effect"] is None:
         return "–"
-    numbers = [f"{round(100 * effect[k], 1) + 0.0:+.1f}" for k in ("effect", "low", "high") if effect[k] is not None]
+    numbers = [f"{round(scale * effect[k], digits) + 0.0:+.{digits}f}" for k in ("effect", "low", "high") if effect[k] is not None]
     return typeset(numbers[0] + (f" [{numbers[1]}, {numbers[2]}]" if len(numbers) == 3 else ""))
 
 
@@ -45,8 +59,8 @@ def gains(effect: dict) -> bool:
 
 
 def listed(names: Sequence[str], none: str) -> str:
-    """'color and M', or `none`."""
-    return " and ".join(names) or none
+    """'orig, color and M', or `none`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names) or none
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> HTML:
