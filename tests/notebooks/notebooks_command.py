@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 SLUG = "domain-adaptation"
+CHAPTERS = ("methods", "domain-adaptation", "decision-boundary")
 
 
 def kdlib(*words, **environment):

@@ -13,14 +13,13 @@ from kdlib import stats
 from kdlib.book import ROOT, BookError, claims, results, text
 from kdlib.book.chapters import published, source, sources
 from kdlib.data.digits import DOMAINS, Digits
-from kdlib.distill import KL, Alone, Hint
+from kdlib.distill import CRD, KL, Alone, Hint
 from kdlib.models import Model
+from kdlib.measures import Divergence, Items, Planes, Predictions, Regions
 from kdlib.store import Store
-from kdlib.measures import Items, Predictions
 from kdlib.study import arms
 from kdlib.train import Adadelta
-from notebooks_command import SLUG, kdlib
-
+from notebooks_command import CHAPTERS, SLUG, kdlib
 
 
 def outputs(path, mime):
@@ -32,20 +31,27 @@ def outputs(path, mime):
                     yield body
 
 
-def nbval(notebook, cache, results_file):
+def nbval(notebook, cache, results_file, slug=SLUG):
     order = {"results": str(results_file), "progress": str(results_file.with_suffix(".progress")), "profile": "smoke",
-             "source": source(SLUG).digest}
+             "source": source(slug).digest}
     return subprocess.run([sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider", str(notebook)],
                           cwd=notebook.parent, capture_output=True, text=True,
                           env={**os.environ, "KDLIB_CACHE": str(cache), "KDLIB_RUN": json.dumps(order)})
 
 
-def test_executing_again_from_an_empty_store_gives_the_same(smoke, tmp_path):
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    """A store that is empty when the first of the chapters is executed again."""
+    return tmp_path_factory.mktemp("empty")
+
+
+@pytest.mark.parametrize("slug", CHAPTERS)
+def test_executing_again_from_an_empty_store_gives_the_same(smoke, empty, tmp_path, slug):
     out, _ = smoke
     again = tmp_path / "again.json"
-    done = nbval(out / f"{SLUG}.ipynb", tmp_path / "cache", again)
+    done = nbval(out / f"{slug}.ipynb", empty, again, slug)
     assert done.returncode == 0, done.stdout[-3000:]
-    one, two = (json.loads(p.read_text()) for p in (out / "results" / f"{SLUG}.json", again))
+    one, two = (json.loads(p.read_text()) for p in (out / "results" / f"{slug}.json", again))
     for body in (one, two):
         del body["provenance"]["start"], body["provenance"]["duration"], body["provenance"]["commit"]
     assert one == two
@@ -61,29 +67,29 @@ def test_nbval_finds_a_planted_random_number(tmp_path):
 
 @pytest.fixture(scope="session")
 def measured(smoke):
-    """Predictions and labels read back from the store, by a route that does not use the chapter's code."""
+    """The runs with predictions and labels read back from the store, by a route that does not use the chapter's code."""
     out, cache = smoke
     body = json.loads((out / "results" / f"{SLUG}.json").read_text())
     given = body["provenance"]["parameters"]
     suite, net = Digits(given["source"], given["patches"], given["limit"]), Model("mnistnet", {"size": 16, "dropout": True})
-    kl, hint = KL(0.1, 0.9, 8.0), Hint(1.0, 2.0, "conv2", "conv2")
+    taught = {"KL": KL(0.1, 0.9, 8.0), "Hint": Hint(1.0, 2.0, "conv2", "conv2"), "CRD": CRD(1.0, 0.1, 0.1, 32, "relu3", "relu3")}
     runs = arms(data=suite, teacher=net, student=net, teacher_domains=suite.domains, teacher_star_domains=("orig",),
-                student_domains=("orig",), objectives={"KL": kl, "Hint": hint, "KL*": kl, "Hint*": hint}, seeds=range(3),
+                student_domains=("orig",), objectives=taught | {f"{m}*": o for m, o in taught.items()}, seeds=range(3),
                 schedule=Adadelta(1), device="cpu", dtype=given["dtype"])
     store = Store(cache)
     said = {(m, s, d): store.read("measure", Predictions(run, suite, d).key).arrays["prediction"]
             for (m, s), run in runs.items() for d in DOMAINS}
     label = {d: store.read("measure", Items(suite, d, 100 if d == "color" else 8).key).arrays["label"] for d in DOMAINS}
-    return said, label
+    return said, label, runs, suite
 
 
 def test_records_and_effects_are_those_of_the_measurements(smoke, measured):
-    found, (said, label) = results.read(smoke[0] / "results" / f"{SLUG}.json"), measured
+    found, (said, label, *_) = results.read(smoke[0] / "results" / f"{SLUG}.json"), measured
     for domain in DOMAINS:
-        right = {m: np.stack([said[m, s, domain] == label[domain] for s in range(3)]) for m in ("T", "Ind", "Ind2", "KL", "Hint", "KL*")}
+        right = {m: np.stack([said[m, s, domain] == label[domain] for s in range(3)]) for m in ("T", "Ind", "Ind2", "KL", "Hint", "CRD", "KL*")}
         for m, values in right.items():
             assert found.values(method=m, domain=domain, measure="accuracy") == pytest.approx(values.mean(1))
-        for m in ("Ind2", "KL", "Hint", "KL*"):
+        for m in ("Ind2", "KL", "Hint", "CRD", "KL*"):
             row, wanted = (found.find(method=m, reference="Ind", domain=domain, measure="accuracy"),
                            stats.effect(right[m], right["Ind"], right["T"]))
             assert row["effect"] == pytest.approx(right[m].mean() - right["Ind"].mean())
@@ -108,14 +114,31 @@ def test_what_the_page_says_is_what_was_recorded(smoke):
             numbers = [float(x.replace("−", "-")) for x in re.findall(r"[+−]\d+\.\d", effect)]
             assert numbers == pytest.approx([100 * row[k] for k in ("effect", "low", "high")], abs=0.051)
             checked += 1
-    assert checked == 3 * 7
+    assert checked == 3 * 9
     words = " ".join(outputs(out / f"{SLUG}.ipynb", "text/markdown"))
     assert f"{text.points(found.find(method='KL', reference='KL*', domain='color', measure='accuracy'))} on color" in words
     assert all(v["verdict"].startswith("not tested") for v in claims.verdicts(SLUG, found, real=False))
 
 
-def test_executed_notebooks_carry_no_clock_and_no_path(smoke):
-    body = (smoke[0] / f"{SLUG}.ipynb").read_text()
+def test_boundaries_are_compared_as_the_measurements_say(smoke, measured):
+    out, cache = smoke
+    found, (said, label, runs, suite), store = results.read(out / "results" / "decision-boundary.json"), measured, Store(cache)
+    for domain in DOMAINS:
+        region = {m: np.stack([store.read("measure", Regions(runs[m, s], Planes(suite, domain, 3, 6)).key).arrays["region"] for s in range(3)])
+                  for m in ("T", "Ind", "KL", "CRD*")}
+        same = {m: (region[m] == region["T"]).mean((2, 3)) for m in region}
+        assert same["Ind"].shape == (3, 3) and region["T"].shape == (3, 3, 6, 6)
+        row = found.find(method="KL", reference="Ind", domain=domain, measure="boundary agreement")
+        wanted = stats.effect(same["KL"], same["Ind"], 1.0)
+        assert (row["effect"], row["low"], row["flag"], row["n_items"]) == (pytest.approx(wanted.effect), pytest.approx(wanted.low), wanted.flag, 3)
+        assert found.values(method="CRD*", domain=domain, measure="boundary agreement") == pytest.approx(same["CRD*"].mean(1))
+        nats = [store.read("measure", Divergence(runs["Ind", s], runs["T", s], suite, domain, 32).key).arrays["nats"] for s in range(3)]
+        assert found.values(method="Ind", domain=domain, measure="KL(T, S)") == pytest.approx(np.float64(nats).mean(1))
+
+
+@pytest.mark.parametrize("slug", CHAPTERS)
+def test_executed_notebooks_carry_no_clock_and_no_path(smoke, slug):
+    body = (smoke[0] / f"{slug}.ipynb").read_text()
     assert "papermill" not in json.loads(body)["metadata"] and str(ROOT) not in body and str(smoke[0]) not in body
 
 
@@ -136,7 +159,7 @@ def test_sources_are_clean_and_typed():
         assert set(chapter.facts["profiles"]) >= {"smoke", "cpu"} and chapter.title and chapter.facts["section"]
         for profile in chapter.facts["profiles"]:
             assert chapter.values(profile, {}).keys() == chapter.parameters.keys()
-        assert {"device", "dtype", "seeds"} <= chapter.parameters.keys()
+        assert {"device", "dtype"} <= chapter.parameters.keys()
 
 
 @pytest.mark.parametrize("slug", list(sources()))
