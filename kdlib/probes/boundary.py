@@ -53,7 +53,7 @@ def plane(x: Tensor, *, margin: float = 0.1, resolution: int = 50, clip: bool = 
 
 
 def regions(net: nn.Module, x: Tensor, *, margin: float = 0.1, resolution: int = 50, clip: bool = False,
-            batch: int = 2500) -> Tensor:
+            batch: int = 250) -> Tensor:
     """The classes (resolution, resolution) that a network gives the plane through three images, rows along x1 to x2."""
     points, _ = plane(x, margin=margin, resolution=resolution, clip=clip)
     return predict(net, points, batch=batch).view(resolution, resolution)
