@@ -13,7 +13,8 @@ class Claim:
     """What the paper says, in a form that results can contradict.
 
     `method` - `reference` on `measure` lies on the side `side` of zero in each of `domains`. `margin` is what still
-    counts as no effect: a quarter of the paper's own KL effect on that measure and domain, else 0.02.
+    counts as no effect: a quarter of the paper's own KL effect on that measure and domain, else 0.02. `data` are the
+    parameters that make a run one on the paper's data.
     """
 
     chapter: str
@@ -25,12 +26,15 @@ class Claim:
     measure: str
     domains: tuple[str, ...]
     margin: dict[str, float]
+    data: dict[str, object]
+    items: str = "test image"  # what the effect's items are, in the singular
     side: int = 1
 
 
 # Margins: Table 13 of the appendix has KL at 91.76 (color) and 67.92 (M) against Ind's 72.86 and 56.09.
 _UNSEEN = dict(chapter="domain-adaptation", section="5.1, Fig. 6", reference="Ind", measure="accuracy", domains=("color", "M"),
-               margin={"color": (0.9176 - 0.7286) / 4, "M": (0.6792 - 0.5609) / 4})
+               margin={"color": (0.9176 - 0.7286) / 4, "M": (0.6792 - 0.5609) / 4},
+               data={"source": "mnist", "patches": "bsds500", "limit": 0})
 CLAIMS = (
     Claim(says="KL: the student gains accuracy on the domains that only its teacher saw", method="KL",
           paper={"color": "+18.9 (Table 13), +25.8 (Fig. 6)", "M": "+11.8 (Table 13), +13.1 (Fig. 6)"}, **_UNSEEN),
