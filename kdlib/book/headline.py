@@ -11,7 +11,7 @@ from kdlib.book.text import count, points, typeset
 
 START, END = "<!-- found: written by `kdlib headline` and `kdlib publish`; do not edit -->", "<!-- end of found -->"
 NAMES = {"mnist": "MNIST", "bsds500": "BSDS500", "embedded": "scikit-learn's digits", "bundled": "bundled photographs"}
-HEADER = ("claim of the paper", "where", "effect, points", "beyond the control", "the paper's effect", "verdict")
+HEADER = ("claim of the paper", "where", "effect", "beyond the control", "the paper's effect", "verdict")
 
 
 def update(root: Path = ROOT) -> str:
