@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import nbformat
-
 from kdlib.book import ROOT, BookError
 
 PROFILES = ("smoke", "cpu", "real", "gpu", "paper")
@@ -123,7 +121,7 @@ def contents(root: Path = ROOT) -> list[str]:
     """The slugs of the chapters in the book's table of contents."""
     if not (root / "notebooks").is_dir() or not (root / "book" / "_toc.yml").exists():
         raise BookError(f"no notebooks/ and book/_toc.yml under {root}: the book's commands need a clone of the repository, "
-                        "installed with pip install -e .")
+                        "with pip install -e '.[book]' in it")
     return re.findall(r"^\s*- file: chapters/([\w-]+)", (root / "book" / "_toc.yml").read_text(), flags=re.MULTILINE)
 
 
@@ -149,6 +147,8 @@ def source_digest(notebook) -> str:
 
 
 def read_notebook(path: Path):
+    import nbformat  # of the book's extra
+
     try:
         return nbformat.read(path, as_version=4)
     except Exception as error:  # nbformat and json each have their own

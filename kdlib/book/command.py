@@ -22,6 +22,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (BookError, DataError, StoreError) as error:
         print(f"kdlib: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        if (error.name or "kdlib").split(".")[0] == "kdlib":
+            raise
+        print(f"kdlib: {error.name} is not installed; the book's commands need a clone of the repository and, in it, "
+              "pip install -e '.[book]'", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"kdlib: {error.filename or 'a file'}: {error.strerror or error}; name another folder, or make room", file=sys.stderr)
         return 1
@@ -94,6 +100,13 @@ def _publish(options) -> None:
 
     for slug in options.slugs:
         print(publish(source(slug), Path(options.source)))
+    _headline(options)
+
+
+def _headline(options) -> None:
+    from kdlib.book.headline import update
+
+    print(update())
 
 
 def _pairs(option: str, texts: list[str]) -> dict[str, str]:
@@ -139,9 +152,10 @@ def _parser() -> argparse.ArgumentParser:
     book = command("book", _book, "render executed chapters to HTML; warnings are fatal")
     book.add_argument("--from", dest="source", metavar="DIR", help="folder of executed chapters (default: the published ones)")
     book.add_argument("--out", default=str(ROOT / "_build" / "html"), metavar="DIR", help="default: _build/html")
-    publish = command("publish", _publish, "make executed chapters the published ones, with their results and measurements")
+    publish = command("publish", _publish, "make executed chapters the published ones, with results and measurements; README.md says what they found")
     publish.add_argument("slugs", nargs="+", metavar="SLUG")
     publish.add_argument("--from", dest="source", required=True, metavar="DIR", help="folder of executed chapters")
+    command("headline", _headline, "bring what was found in README.md up to date (publish does so too)")
     return parser
 
 

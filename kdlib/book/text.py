@@ -25,8 +25,8 @@ def plain(effect: dict) -> str:
 
 
 def effect(row: dict, unit: str) -> str:
-    """An effect in the unit of a claim."""
-    return {"points": points, "plain": plain}[unit](row)
+    """An effect in the unit of a claim: points, or a correlation."""
+    return points(row) if unit == "points" else plain(row) + typeset(" (correlation)")
 
 
 def _with_interval(effect: dict, scale: float, digits: int) -> str:

@@ -1,0 +1,81 @@
+"""What was found, for README.md: the paper's claims with the effects and verdicts of the published chapters."""
+
+from pathlib import Path
+
+from kdlib.book import ROOT, BookError
+from kdlib.book import results as results_file
+from kdlib.book.chapters import Source, contents, sources
+from kdlib.book.claims import CLAIMS, Claim, verdict
+from kdlib.book.results import Results
+from kdlib.book.text import count, effect, points, typeset
+
+START, END = "<!-- found: written by `kdlib headline` and `kdlib publish`; do not edit -->", "<!-- end of found -->"
+NAMES = {"mnist": "MNIST", "bsds500": "BSDS500", "embedded": "scikit-learn's digits", "bundled": "bundled photographs"}
+HEADER = ("claim of the paper", "where", "effect", "beyond the control", "the paper's effect", "verdict")
+
+
+def update(root: Path = ROOT) -> str:
+    """Bring README.md between its two markers up to date. Returns a line about it."""
+    path = root / "README.md"
+    text = path.read_text()
+    if text.count(START) != 1 or text.count(END) != 1 or text.index(END) < text.index(START):
+        raise BookError(f"{path}: cannot fill in what was found; it needs the lines {START} and {END}, once each")
+    before, rest = text.split(START)
+    made = f"{before}{START}\n{found(root)}\n{END}{rest.split(END)[1]}"
+    if made != text:
+        path.write_text(made)
+    return f"README.md: what was found is {'as it was' if made == text else 'brought up to date'}"
+
+
+def found(root: Path = ROOT) -> str:
+    """Markdown: for each published chapter that tests claims, what it rests on and a row for each claim and domain."""
+    chapters, parts = sources(root), []
+    for slug in contents(root):
+        claims, path = [c for c in CLAIMS if c.chapter == slug], root / "book" / "results" / f"{slug}.json"
+        if claims and slug in chapters and path.exists():
+            parts.append(_chapter(chapters[slug], claims, results_file.read(path)))
+    return "\n\n".join(parts) or "No chapter is published yet."
+
+
+def _chapter(chapter: Source, claims: list[Claim], results: Results) -> str:
+    rows = [row for claim in claims for row in _rows(claim, results)]
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in (HEADER, ["---"] * len(HEADER), *rows))
+    return f"**[{chapter.title}](book/chapters/{chapter.slug}.ipynb)** {_basis(chapter, claims, results)}\n\n{table}"
+
+
+def _rows(claim: Claim, results: Results) -> list[tuple[str, ...]]:
+    real = all(results.provenance["parameters"].get(name) == value for name, value in claim.data.items())
+    try:
+        judged = verdict(claim, results, real=real)
+    except KeyError:  # published before the claim was written down
+        return [(claim.says, ", ".join(claim.domains), "–", "–", "–", "not tested (not in the published run)")]
+    rows = []
+    for domain, row in judged["rows"].items():
+        first = not rows
+        rows.append((claim.says if first else "", domain, effect(row, claim.unit), _beyond_control(claim, domain, results),
+                     typeset(claim.paper[domain]), judged["verdict"] if first else ""))
+    return rows
+
+
+def _beyond_control(claim: Claim, domain: str, results: Results) -> str:
+    """The effect against the same student of T*, where there is one."""
+    try:
+        return points(results.find(method=claim.method, reference=claim.method + "*", measure=claim.measure, domain=domain))
+    except KeyError:
+        return "–"
+
+
+def _basis(chapter: Source, claims: list[Claim], results: Results) -> str:
+    """Data, seeds, items, machine and, where they are not the paper's, epochs."""
+    facts, given = results.provenance, results.provenance["parameters"]
+    data = list(dict.fromkeys(NAMES.get(given[name], given[name]) for claim in claims for name in claim.data
+                              if isinstance(given.get(name), str)))
+    if given.get("limit"):
+        data.append(f"the first {count(given['limit'], 'image')} of each split")
+    items = dict.fromkeys(count(e["n_items"], c.items) for c in claims for e in results.effects
+                          if (e["method"], e["reference"], e["measure"]) == (c.method, c.reference, c.measure) and e["n_items"])
+    parts = [*data, count(len(facts["seeds"]), "seed"), *items, f"profile `{facts['profile']}` on {facts['device']}"]
+    epochs, paper = given.get("epochs"), chapter.facts["profiles"].get("paper", {}).get("epochs")
+    if epochs and paper and epochs != paper:
+        parts.append(f"{count(epochs, 'epoch')} (the paper: {paper})")
+    return f"Sec. {chapter.facts['section']}: " + "; ".join(parts) + "."

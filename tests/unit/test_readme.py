@@ -1,0 +1,185 @@
+"""README.md says what is so: its numbers, links, commands and code."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from bs4 import BeautifulSoup
+
+from kdlib.book import ROOT, BookError, claims, headline
+from kdlib.book.chapters import contents, source
+from kdlib.book.command import _parser
+from kdlib.book.results import PROVENANCE, Results
+from kdlib.book.text import points
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = [(kind, body) for kind, body in re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)]
+COMMANDS = [shlex.split(line, comments=True) for kind, body in BLOCKS if kind == "bash" for line in body.splitlines()]
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+# what was found
+
+def test_what_was_found_is_what_the_published_results_say():
+    assert README.split(headline.START)[1].split(headline.END)[0] == f"\n{headline.found()}\n", "run kdlib headline"
+
+
+def test_verdicts_and_effects_are_those_on_the_published_pages():
+    judged = {}
+    for slug in contents():
+        page = ROOT / "book" / "chapters" / f"{slug}.ipynb"
+        for cell in nbformat.read(page, as_version=4).cells if page.exists() else ():
+            for output in cell.get("outputs", []):
+                for table in BeautifulSoup(output.get("data", {}).get("text/html", ""), "html.parser").find_all("table"):
+                    head, *rows = ([c.get_text() for c in row.find_all(["th", "td"])] for row in table.find_all("tr"))
+                    if head[0] == "claim":
+                        judged |= {(r[0], r[1]): (r[3], r[2], r[-1]) for r in rows}
+    found, says, verdict = {}, "", ""
+    for line in README.split(headline.START)[1].split(headline.END)[0].splitlines():
+        if line.startswith("| ") and not line.startswith(("| ---", "| claim of")):
+            row = cells(line)
+            says, verdict = row[0] or says, row[5] or verdict
+            if not verdict.startswith("not tested (not in"):
+                found[says, row[1]] = (row[2], row[4], verdict)
+    assert found == {key: (effect, paper.replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}"), verdict)
+                     for key, (effect, paper, verdict) in judged.items()}
+
+
+CLAIM = dict(chapter="digits", section="5", method="KL", reference="Ind", measure="accuracy", domains=("color",), margin={"color": 0.02},
+             data={"source": "mnist", "limit": 0}, paper={"color": "+9.0 (Table 1)"})
+
+
+@pytest.fixture
+def book(tmp_path, monkeypatch):
+    """A book of two chapters, one of them without claims: a function that publishes results of `digits`."""
+    (tmp_path / "book" / "results").mkdir(parents=True)
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "book" / "_toc.yml").write_text("chapters:\n  - file: chapters/methods\n  - file: chapters/digits\n")
+    for slug in "methods", "digits":
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# About {slug}"), nbformat.v4.new_code_cell(
+            "epochs: int = 2  # passes", metadata={"tags": ["parameters"]})])
+        notebook.metadata["kdlib"] = {"section": "5.1", "needs": "", "minutes": {}, "profiles": {"cpu": {}, "paper": {"epochs": 14}}}
+        nbformat.write(notebook, tmp_path / "notebooks" / f"{slug}.ipynb")
+    monkeypatch.setattr(headline, "CLAIMS", (claims.Claim(says="KL gains", **CLAIM),))
+
+    def publish(slug="digits", arms=("Ind", "KL", "KL*"), **given):
+        facts = dict.fromkeys(PROVENANCE) | {"profile": "real", "device": "a CPU", "seeds": [0, 1, 2], "measurements": [],
+                                             "parameters": {"source": "mnist", "limit": 0, "epochs": 4} | given}
+        results, rng = Results(slug, facts), np.random.default_rng(0)
+        values = {arm: rng.random((3, 1000)) < share for arm, share in {"Ind": 0.5, "KL": 0.8, "KL*": 0.6}.items() if arm in arms}
+        for method, reference in ("KL", "Ind"), ("KL", "KL*"):
+            if {method, reference} <= set(arms):
+                results.effect(values[method], values[reference], pair="A->B", domain="color", method=method, against=reference, measure="accuracy")
+        results.write(tmp_path / "book" / "results" / f"{slug}.json")
+        return results
+
+    return tmp_path, publish
+
+
+def test_a_claim_is_a_row_and_its_basis_stands_above(book):
+    root, publish = book
+    results = publish()
+    publish("methods")  # has no claims
+    effect, own = (points(results.find(method="KL", reference=r)) for r in ("Ind", "KL*"))
+    paper = "+9.0\N{NO-BREAK SPACE}(Table\N{NO-BREAK SPACE}1)"
+    assert headline.found(root).splitlines() == [
+        "**[About digits](book/chapters/digits.ipynb)** Sec. 5.1: MNIST; 3 seeds; 1,000 test images; profile `real` on a CPU; "
+        "4 epochs (the paper: 14).",
+        "",
+        "| claim of the paper | where | effect | beyond the control | the paper's effect | verdict |",
+        "| --- | --- | --- | --- | --- | --- |",
+        f"| KL gains | color | {effect} | {own} | {paper} | replicated |"]
+
+
+@pytest.mark.parametrize("given, said, unsaid", [
+    ({"epochs": 14}, "| replicated |", "epoch"),
+    ({"source": "embedded"}, "scikit-learn's digits; 3 seeds", "| replicated |"),
+    ({"source": "embedded"}, "| not tested (not the paper's data) |", "| replicated |"),
+    ({"limit": 128}, "the first 128 images of each split", "| replicated |"),
+    ({"arms": ("Ind", "KL")}, "] | – | +9.0", "KL*"),
+    ({"arms": ("Ind",)}, "| KL gains | color | – | – | – | not tested (not in the published run) |", "test image"),
+])
+def test_what_differs_is_said(book, given, said, unsaid):
+    root, publish = book
+    publish(**given)
+    assert said in headline.found(root).replace("\N{NO-BREAK SPACE}", " ") and unsaid not in headline.found(root)
+
+
+def test_only_what_stands_between_the_markers_changes(book):
+    root, publish = book
+    (root / "README.md").write_text(f"# Title\n\n{headline.START}\nold\n{headline.END}\nrest | of it\n")
+    assert headline.found(root) == "No chapter is published yet."
+    assert headline.update(root).endswith("brought up to date")
+    publish()
+    assert headline.update(root).endswith("brought up to date") and headline.update(root).endswith("as it was")
+    assert (root / "README.md").read_text() == f"# Title\n\n{headline.START}\n{headline.found(root)}\n{headline.END}\nrest | of it\n"
+
+
+@pytest.mark.parametrize("text", ["none", headline.START, f"{headline.END}\n{headline.START}", 2 * f"{headline.START}{headline.END}"])
+def test_a_readme_without_its_markers_is_refused_and_left_alone(book, text):
+    root, _ = book
+    (root / "README.md").write_text(text)
+    with pytest.raises(BookError, match="needs the lines") as error:
+        headline.update(root)
+    assert "\n" not in str(error.value) and (root / "README.md").read_text() == text
+
+
+# links, commands, code
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_lead_to_files(name):
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text())
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_picture_is_a_small_png():
+    content = (ROOT / "docs" / "page.png").read_bytes()
+    assert content.startswith(b"\x89PNG") and len(content) < 150_000
+
+
+def test_every_kdlib_command_is_one():
+    kdlib = [words[words.index(".venv/bin/kdlib") + 1:] for words in COMMANDS if ".venv/bin/kdlib" in words]
+    assert len(kdlib) > 5
+    for words in kdlib:
+        options = _parser().parse_args(words)
+        for slug in getattr(options, "slugs", []):
+            given = dict(pair.split("=") for pair in getattr(options, "parameter", []))
+            source(slug).values(getattr(options, "profile", None) or "cpu", given)
+
+
+def test_every_make_target_is_one():
+    targets = [words[1] for words in COMMANDS if words and words[0] == "make"] + re.findall(r"`make (\w+)`", README)
+    assert len(targets) > 3 and set(targets) <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+
+
+def test_papermill_is_given_parameters_that_the_notebook_has():
+    [words] = [words for words in COMMANDS if words and words[0] == ".venv/bin/papermill"]
+    given = {words[i + 1]: words[i + 2] for i, word in enumerate(words) if word == "-p"}
+    assert words[1].startswith("notebooks/") and given
+    source(Path(words[1]).stem).values("cpu", given)
+
+
+def test_uv_knows_the_options_for_a_machine_without_a_gpu():
+    pytest.importorskip("uv")
+    [words] = [words for words in COMMANDS if "--torch-backend=cpu" in words]
+    known = subprocess.run([sys.executable, "-m", "uv", "pip", "install", "--help"], capture_output=True, text=True, check=True).stdout
+    for option in (word.split("=")[0] for word in words if word.startswith("--")):
+        assert re.search(rf"{option}\b", known), option
+
+
+def test_the_lines_for_ones_own_models_run_as_they_stand(tmp_path):
+    [code] = [body for kind, body in BLOCKS if kind == "python"]
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    before, after = ([float(x) for x in re.findall(r"-?\d+(?:\.\d+)?", line)][:3] for line in done.stdout.splitlines())
+    assert all(a > b + gap for a, b, gap in zip(after, before, (30, 0.3, 30))), done.stdout
