@@ -1,6 +1,7 @@
 """A study: measurements asked of runs. What the store has is read, the rest is computed side by side.
 
-The executor is anything with the interface of `concurrent.futures.Executor`; by default loky, a process per core.
+The executor is anything with the interface of `concurrent.futures.Executor`: by default loky, a process per core, or the
+workers of a Dask scheduler.
 """
 
 import time
@@ -11,6 +12,7 @@ from functools import cache
 
 from loky import cpu_count, get_reusable_executor
 
+from kdlib import cluster
 from kdlib.distill import Alone
 from kdlib.measures import Measure
 from kdlib.models import Model
@@ -39,19 +41,23 @@ def arms(*, data, teacher: Model, student: Model, teacher_domains, teacher_star_
     return runs
 
 
-def complete(measures: Iterable[Measure], store: Store, *, jobs: int | Executor | None = None,
+def complete(measures: Iterable[Measure], store: Store, *, jobs: int | str | Executor | None = None,
              progress: Callable[[str], None] = print) -> dict[Measure, Arrays]:
     """Every measurement's arrays, in the order asked; what is missing is trained and measured first.
 
-    `jobs` is a number of processes (default: one per core, one where the runs are on a GPU) or an executor. Each
-    finished run and measurement lands in the store at once, so an interrupted study goes on where it stopped.
+    `jobs` is a number of processes (default: one per core, one where the runs are on a GPU), the address of a Dask
+    scheduler (see `kdlib.cluster`) or an executor whose processes see the store. Each finished run and measurement lands
+    in the store at once, so an interrupted study goes on where it stopped.
     """
     measures = list(dict.fromkeys(measures))
     todo = _missing(measures, store)
     if todo:
         on_gpu = any(run.device == "cuda" for m in measures for run in m.runs)
         jobs = (1 if on_gpu else cpu_count()) if jobs is None else jobs
-        if not isinstance(jobs, int):
+        if isinstance(jobs, str):
+            with cluster.connect(jobs, store, progress=progress) as executor:
+                _work(todo, store, executor, progress)
+        elif not isinstance(jobs, int):
             _work(todo, store, jobs, progress)
         else:
             executor = get_reusable_executor(max_workers=jobs, env={"OMP_NUM_THREADS": "1"})
@@ -90,7 +96,7 @@ def _work(todo: dict[Run | Measure, set], store: Store, executor: Executor, prog
     while waiting or running:
         # measurements first: they are short, and what they belong to is settled once they have landed
         for task in sorted((t for t, needs in waiting.items() if needs <= finished), key=lambda t: isinstance(t, Run)):
-            running[executor.submit(_compute, task, Store(store.root))] = task  # archives hold nothing that is missing
+            running[executor.submit(_compute, task, Store(store.root.absolute()))] = task  # archives hold nothing that is missing
             del waiting[task]
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             task = running.pop(future)

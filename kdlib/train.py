@@ -3,10 +3,12 @@
 import hashlib
 import math
 import os
+import platform
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -104,6 +106,19 @@ def resolve_dtype(dtype: str, device: str) -> str:
         return dtype
     fast = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
     return "bfloat16" if fast else "float32"
+
+
+def machine(device: str, dtype: str) -> tuple[str, str, str]:
+    """Device and dtype as this machine resolves them, and the device in words: never a GPU's name for what a CPU computed."""
+    device = resolve_device(device)
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        cpuinfo = Path("/proc/cpuinfo")
+        names = [l.split(":", 1)[1].strip() for l in cpuinfo.read_text().splitlines() if l.startswith("model name")] \
+            if cpuinfo.exists() else []
+        name = f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    return device, resolve_dtype(dtype, device), name
 
 
 def stream(seed: str, name: str) -> int:

@@ -11,13 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from kdlib import study
+from kdlib import cluster, study
 from kdlib.book import ROOT, BookError
 from kdlib.book.chapters import source
 from kdlib.book.results import Results
 from kdlib.measures import Measure
 from kdlib.store import Arrays, Store
-from kdlib.train import resolve_device, resolve_dtype
+from kdlib.train import machine
 
 
 class At(NamedTuple):
@@ -47,13 +47,12 @@ class Chapter:
         parameters = {name: parameter.check(namespace[name]) for name, parameter in source(slug).parameters.items()}
         self._started = time.monotonic()
         self.published = self.order.get("as_published")
-        self.device = parameters["device"] if self.published else resolve_device(parameters["device"])
-        self.dtype = parameters["dtype"] if self.published else resolve_dtype(parameters["dtype"], self.device)
+        self.device, self.dtype, name = self._machine(parameters["device"], parameters["dtype"])
         self.store = Store(archives=sorted((ROOT / "book" / "results").glob("*.npz")), say=self._progress)
         self.results = Results(slug, {
             "parameters": {**parameters, "device": self.device, "dtype": self.dtype},
             "profile": self.order.get("profile", "notebook"), "commit": commit(), "source": self.order.get("source"),
-            "device": self.published["device"] if self.published else device_name(self.device), "dtype": self.dtype,
+            "device": name, "dtype": self.dtype,
             "versions": {"python": platform.python_version(), **{p: version(p) for p in ("kdlib", "torch", "numpy", "scipy")}},
             "seeds": list(range(parameters.get("seeds", 1))),
             "start": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -76,7 +75,7 @@ class Chapter:
                 raise BookError(f"{lacking} of {len(wanted) + len(shared)} measurements are not among the published ones, which "
                                 f"torch {self.published['versions']['torch']} made (this is {version('torch')}); install that, or run "
                                 "the chapter without --as-published")
-        got = study.complete([*wanted.values(), *shared.values()], self.store, jobs=self.order.get("jobs"),
+        got = study.complete([*wanted.values(), *shared.values()], self.store, jobs=self.order.get("scheduler") or self.order.get("jobs"),
                              progress=self._progress)
         if self.order.get("only"):
             raise PartDone(f"{len(wanted)} of {len(measures)} measurements are in the store; "
@@ -91,6 +90,19 @@ class Chapter:
         if "results" in self.order:
             self.results.write(Path(self.order["results"]))
         return self.results
+
+    def _machine(self, device: str, dtype: str) -> tuple[str, str, str]:
+        """Device, dtype and the device's name: the published ones, those of a cluster's workers, or this machine's."""
+        if self.published:
+            return device, dtype, self.published["device"]
+        if not self.order.get("scheduler"):
+            return machine(device, dtype)
+        workers = cluster.everywhere(self.order["scheduler"], machine, device, dtype).values()
+        settings = sorted({w[:2] for w in workers})
+        if len(settings) > 1:
+            raise BookError(f"the workers do not agree on device and dtype ({'; '.join(', '.join(s) for s in settings)}); name them with "
+                            "-p device=... -p dtype=..., or use workers of one kind")
+        return *settings[0], "; ".join(sorted({name for *_, name in workers}))
 
     def _part(self, measures: Mapping[At, Measure]) -> dict[At, Measure]:
         chosen = dict(measures)
@@ -118,15 +130,3 @@ def commit() -> str | None:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "kdlib", "notebooks") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def device_name(device: str) -> str:
-    """The device in words, for provenance: never a GPU's name for what a CPU computed."""
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [l.split(":", 1)[1].strip() for l in cpuinfo.read_text().splitlines() if l.startswith("model name")] \
-        if cpuinfo.exists() else []
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kdlib.book import ROOT, BookError
 from kdlib.book.chapters import PROFILES, near, published, source, sources
+from kdlib.cluster import ClusterError, reach
 from kdlib.data import DataError
 from kdlib.store import StoreError
 
@@ -19,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is being made is cleared away
     try:
         return options.call(options) or 0
-    except (BookError, DataError, StoreError) as error:
+    except (BookError, ClusterError, DataError, StoreError) as error:
         print(f"kdlib: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
@@ -58,10 +59,13 @@ def _run(options) -> int:
         near("part (--only)", name, ONLY)
     if options.jobs is not None and options.jobs < 1:
         raise BookError(f"--jobs is at least 1, not {options.jobs}")
+    if options.jobs is not None and options.scheduler:
+        raise BookError("--jobs counts processes of this machine; leave it out with --scheduler")
     if options.device:
         given["device"] = options.device
-    if options.as_published and (given or options.profile or only):
-        raise BookError("--as-published takes every parameter from the published chapter; leave out -p, --device, --profile and --only")
+    if options.as_published and (given or options.profile or only or options.scheduler):
+        raise BookError("--as-published takes every parameter from the published chapter and trains nothing; leave out -p, --device, "
+                        "--profile, --only and --scheduler")
     orders = []
     for chapter in sources().values() if options.all else map(source, options.slugs):
         profile, was = options.profile or "cpu", None
@@ -71,14 +75,16 @@ def _run(options) -> int:
         else:
             values = chapter.values(profile, given)
         orders.append((chapter, values, profile, was))
+    if options.scheduler:
+        reach(options.scheduler)
     failed = []
     for chapter, values, profile, was in orders:
         time = "from published measurements" if was else f"{_minutes(chapter.facts['minutes'].get(profile))} the first time"
         print(f"{chapter.slug}: {profile} profile, {time}", flush=True)
         out = Path(options.out or ROOT / "_build" / ("as-published" if was else profile)).resolve()
         try:
-            print(f"{chapter.slug}: " + execute(chapter, values, out, profile=profile, jobs=options.jobs, only=only, as_published=was,
-                                                say=lambda line: print(f"{chapter.slug}: {line}", flush=True)), flush=True)
+            print(f"{chapter.slug}: " + execute(chapter, values, out, profile=profile, jobs=options.jobs, scheduler=options.scheduler,
+                                                only=only, as_published=was, say=lambda line: print(f"{chapter.slug}: {line}", flush=True)), flush=True)
         except BookError as error:
             print(f"kdlib: {error}", file=sys.stderr)
             failed.append(chapter.slug)
@@ -148,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
                      help="with the published chapter's parameters, from the measurements published beside it")
     run.add_argument("--out", metavar="DIR", help="default: _build/PROFILE")
     run.add_argument("--jobs", type=int, metavar="N", help="processes side by side (default: one per core)")
+    run.add_argument("--scheduler", metavar="ADDRESS", help="hand the runs to the workers of this Dask scheduler (kdlib[cluster])")
     run.add_argument("--device", metavar="D", help="auto, cpu or cuda")
     book = command("book", _book, "render executed chapters to HTML; warnings are fatal")
     book.add_argument("--from", dest="source", metavar="DIR", help="folder of executed chapters (default: the published ones)")
