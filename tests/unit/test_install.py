@@ -17,15 +17,16 @@ from packaging.utils import canonicalize_name
 from kdlib.book import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-BLOCKER = """
+HIDE = """
 import sys
+from importlib.machinery import PathFinder
 
-class Blocker:
-    def find_spec(name, path=None, target=None):
-        if name.split(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+class Light(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in HIDDEN else super().find_spec(name, path, target)
 
-sys.meta_path.insert(0, Blocker)
+sys.meta_path[sys.meta_path.index(PathFinder)] = Light
 """
 LIBRARY = ["kdlib.losses", "kdlib.distill", "kdlib.models", "kdlib.stats", "kdlib.study", "kdlib.store", "kdlib.train", "kdlib.data",
            "kdlib.data.digits", *(f"kdlib.probes.{p.stem}" for p in (ROOT / "kdlib" / "probes").glob("*.py") if p.stem != "__init__")]
@@ -69,13 +70,13 @@ def light(wheel, tmp_path_factory):
     assert {"torch", "numpy", "sympy"} <= kept and not {"nbformat", "papermill", "matplotlib", "scikit-learn", "torchvision", "pillow"} & kept
     installed = {canonicalize_name(d.metadata["Name"]) for d in distributions()}
     assert {"nbformat", "papermill", "matplotlib", "scikit-learn", "torchvision", "pillow"} <= installed
-    blocked = {module for module, owners in packages_distributions().items()
-               if not kept & set(map(canonicalize_name, owners)) and module not in ("kdlib", "__editable___kdlib_0_1_0_finder")}
-    (root / "blocker").mkdir()
-    (root / "blocker" / "sitecustomize.py").write_text(f"BLOCKED = {blocked}\n{BLOCKER}")
+    hidden = {module for module, owners in packages_distributions().items()
+              if not (kept | {"kdlib"}) & set(map(canonicalize_name, owners))}
+    (root / "hide").mkdir()
+    (root / "hide" / "sitecustomize.py").write_text(f"HIDDEN = {hidden}\n{HIDE}")
 
     def run(*words):
-        environment = os.environ | {"PYTHONPATH": f"{root / 'blocker'}{os.pathsep}{root / 'site'}", "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"PYTHONPATH": f"{root / 'hide'}{os.pathsep}{root / 'site'}", "OMP_NUM_THREADS": "1"}
         return subprocess.run(list(map(str, words)), cwd=empty, capture_output=True, text=True, env=environment)
 
     run.site = root / "site"
@@ -89,7 +90,7 @@ def test_the_wheel_holds_every_module_and_the_command(wheel):
     assert "kdlib = kdlib.book.command:main" in entry
 
 
-def test_the_blocker_blocks(light):
+def test_the_extras_are_hidden(light):
     for module in "nbformat", "sklearn", "torchvision", "matplotlib.pyplot", "PIL":
         done = light(sys.executable, "-c", f"import {module}")
         assert done.returncode == 1 and f"No module named '{module.split('.')[0]}'" in done.stderr
