@@ -3,7 +3,7 @@ BIN := .venv/bin
 READY := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: book test html lab lock clean help
+.PHONY: book test html lab bench lock clean help
 
 book: $(READY)  ## run every chapter (profile cpu) and render _build/html/index.html
 	$(BIN)/kdlib run --all --profile cpu && $(BIN)/kdlib book --from _build/cpu --out _build/html
@@ -16,6 +16,10 @@ html: $(READY)  ## render the published chapters: _build/published/html/index.ht
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks/
+
+bench: $(READY)  ## time kdlib beside what does the same: bench/RESULTS.md (some minutes on an idle machine)
+	$(BIN)/uv pip install --python $(BIN)/python --constraints requirements.lock -r pyproject.toml --extra bench
+	$(BIN)/python -m bench
 
 lock: $(READY)  ## write requirements.lock from pyproject.toml, and environment.yml from the lock
 	printf 'torch==2.11.0\ntorchvision==0.26.0\n' | $(BIN)/uv pip compile pyproject.toml --extra dev \

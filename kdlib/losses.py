@@ -42,11 +42,12 @@ def hint(student_features: Tensor, teacher_features: Tensor, *, form: str = "mea
     `student_features` are r(f_s), already mapped to the teacher's shape (see `kdlib.distill.Regressor`).
     """
     _same_shape("hint", student_features, teacher_features)
-    squares = (_wide(teacher_features).detach() - _wide(student_features)).square()
+    dtype = torch.promote_types(student_features.dtype, teacher_features.dtype)
+    student, teacher = _wide(student_features.to(dtype)), _wide(teacher_features.detach().to(dtype))
     if form == "mean":
-        return squares.mean()
+        return F.mse_loss(student, teacher, reduction="sum") / student.numel()  # one pass over the maps each way
     if form == "printed":
-        return squares.flatten(1).sum(1).mean() / 2
+        return (teacher - student).square().flatten(1).sum(1).mean() / 2
     raise ValueError(f"hint: form is 'mean' or 'printed', not {form!r}")
 
 

@@ -83,8 +83,9 @@ def _run(options) -> int:
         print(f"{chapter.slug}: {profile} profile, {time}", flush=True)
         out = Path(options.out or ROOT / "_build" / ("as-published" if was else profile)).resolve()
         try:
-            print(f"{chapter.slug}: " + execute(chapter, values, out, profile=profile, jobs=options.jobs, scheduler=options.scheduler,
-                                                only=only, as_published=was, say=lambda line: print(f"{chapter.slug}: {line}", flush=True)), flush=True)
+            print(f"{chapter.slug}: " + execute(chapter, values, out, profile=profile, jobs=options.jobs, only=only, as_published=was,
+                                                scheduler=options.scheduler,
+                                                say=lambda line: print(f"{chapter.slug}: {line}", flush=True)), flush=True)
         except BookError as error:
             print(f"kdlib: {error}", file=sys.stderr)
             failed.append(chapter.slug)

@@ -144,6 +144,26 @@ def test_hint_does_not_depend_on_batch_size(form):
     assert hint(torch.cat([f_s, f_s]), torch.cat([f_t, f_t]), form=form).item() == pytest.approx(hint(f_s, f_t, form=form).item())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_hint_is_the_plain_mean_of_squares_to_the_last_bit(dtype):
+    # the weights of every trained Hint student hang on it
+    f_s, f_t = (logits(3, 5 * 7 * 7, seed).reshape(3, 5, 7, 7).to(dtype) for seed in (1, 2))
+    wide, gradients, values = torch.promote_types(dtype, torch.float32), [], []
+    for loss in hint, lambda s, t: (t.to(wide) - s.to(wide)).square().mean():
+        student = f_s.detach().clone().requires_grad_()
+        values.append(loss(student, f_t))
+        (1.7 * values[-1]).backward()
+        gradients.append(student.grad)
+    assert torch.equal(*values) and torch.equal(*gradients) and values[0].dtype == wide
+
+
+def test_hint_between_two_precisions_is_computed_in_the_wider():
+    student = torch.ones(2, 3, requires_grad=True)
+    value = hint(student, torch.full((2, 3), 1 + 1e-9, dtype=torch.float64))
+    value.backward()
+    assert value.item() == pytest.approx(1e-18, rel=1e-6) and student.grad.dtype == torch.float32
+
+
 # cross entropy
 
 def test_cross_entropy_by_hand():

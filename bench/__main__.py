@@ -1,0 +1,57 @@
+"""`python -m bench [QUESTION ...] [--quick] [--out FILE]`: answer the questions and write a page."""
+
+import argparse
+import datetime
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from bench import contrast, peers, processes, step
+from kdlib.train import machine
+
+QUESTIONS = {"step": step, "contrast": contrast, "peers": peers, "processes": processes}
+
+
+def table(header, rows) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Time kdlib beside what does the same.")
+    parser.add_argument("questions", nargs="*", metavar="QUESTION", help=f"some of {', '.join(QUESTIONS)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes and single rounds: shows that it runs, measures nothing")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("RESULTS.md"), metavar="FILE")
+    options = parser.parse_args()
+    unknown = set(options.questions) - QUESTIONS.keys()
+    if unknown:
+        parser.error(f"no question {', '.join(sorted(unknown))}; there are {', '.join(QUESTIONS)}")
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    parts = []
+    for name in options.questions or QUESTIONS:
+        question = QUESTIONS[name]
+        print(question.TITLE, flush=True)
+        try:
+            facts = getattr(question, "facts", dict)()
+        except ImportError as error:
+            print(f"bench: {name}: {error}; pip install kdlib[bench]", file=sys.stderr)
+            return 1
+        rows = []
+        for row in question.rows(options.quick):
+            print("  " + "  ".join(row), flush=True)
+            rows.append(row)
+        parts.append(f"## {question.TITLE}\n\n{question.SAYS.format(**facts)}\n\n{table(question.HEADER, rows)}\n")
+    head = (f"# How fast it is\n\nWritten by `python -m bench{' --quick' * options.quick}` on {datetime.date.today()}, in "
+            f"{time.perf_counter() - started:.0f} s: {machine('cpu', 'float32')[2]}, PyTorch {torch.__version__.split('+')[0]}. Times are "
+            "medians. What is compared was timed in turn, so ratios are taken round by round: their median, with quartiles in brackets.")
+    if options.quick:
+        head += " **Tiny sizes and single rounds: these numbers mean nothing.**"
+    options.out.write_text("\n\n".join([head, *parts]))
+    print(f"wrote {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""The benchmarks run at tiny sizes and write a page that can be read; how long things take is not tested."""
+
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from bench import timing
+from bench.__main__ import QUESTIONS
+from kdlib.book import ROOT
+
+QUARTILES = re.compile(r"[\d.e+-]+ \[[\d.e+-]+, [\d.e+-]+\]")
+
+
+def parts(page: str) -> dict[str, list[list[str]]]:
+    """Each part's table by its title, as rows of cells."""
+    return {part.splitlines()[0]: [[c.strip() for c in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("|")]
+            for part in page.split("\n## ")[1:]}
+
+
+def check(page: str, questions) -> None:
+    found = parts(page)
+    assert list(found) == [q.TITLE for q in questions]
+    for question in questions:
+        header, _, *rows = found[question.TITLE]
+        assert tuple(header) == question.HEADER and rows
+        for row in rows:
+            assert len(row) == len(header) and all(row) and any(QUARTILES.fullmatch(cell) for cell in row), row
+    assert re.search(r" on \d{4}-\d\d-\d\d, in \d+ s: .+ cores, PyTorch \d", page) and str(Path.home()) not in page
+
+
+def test_every_question_is_answered_at_tiny_sizes(tmp_path):
+    asked = [name for name in QUESTIONS if name != "peers" or find_spec("torchdistill")]  # of the bench extra
+    done = subprocess.run([sys.executable, "-m", "bench", *asked, "--quick", "--out", str(tmp_path / "page.md")], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "page.md").read_text()
+    check(page, [QUESTIONS[name] for name in asked])
+    assert "these numbers mean nothing" in page
+
+
+def test_the_page_in_the_repository_is_a_full_run_of_these_questions():
+    page = (ROOT / "bench" / "RESULTS.md").read_text()
+    check(page, list(QUESTIONS.values()))
+    assert "mean nothing" not in page
+
+
+def test_a_missing_peer_is_one_clear_line(tmp_path):
+    without = ("import runpy, sys; sys.modules['torchdistill'] = None; sys.argv[1:] = ['peers', '--quick', '--out', 'page.md']; "
+               f"sys.path.insert(0, {str(ROOT)!r}); runpy.run_module('bench', run_name='__main__')")
+    done = subprocess.run([sys.executable, "-c", without], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "pip install kdlib[bench]" in done.stderr, done.stderr
+    assert not (tmp_path / "page.md").exists()
+
+
+def test_ratios_are_those_of_neighbours_in_time():
+    times = iter([9, 9, 2, 4, 8, 5, 3, 6])  # a round to warm up; then ours first, other first, ours first
+    pair = timing.side_by_side(lambda: next(times), lambda: next(times), 3)
+    assert (pair.ours, pair.other, pair.ratios) == ([2, 5, 3], [4, 8, 6], [0.5, 0.625, 0.5])
+    assert timing.ratio(pair.ratios) == "0.5 [0.5, 0.562]" and timing.seconds(pair.ours) == "3.00 s"
