@@ -14,9 +14,17 @@ from kdlib.store import StoreError
 ONLY = ("pair", "seed", "method")
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, handled as an interrupt: what is being made is cleared away."""
+
+
+def _terminate(*_) -> None:
+    raise Terminated
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is being made is cleared away
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         return options.call(options) or 0
     except (BookError, DataError, StoreError) as error:
@@ -25,9 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"kdlib: {error.filename or 'a file'}: {error.strerror or error}; name another folder, or make room", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("kdlib: interrupted; what had finished is in the store, the same command goes on from there", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        name, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+        print(f"kdlib: {name}; what had finished is in the store, the same command goes on from there", file=sys.stderr)
+        return code
 
 
 def _chapters(options) -> None:
@@ -80,12 +89,12 @@ def _run(options) -> int:
 
 
 def _book(options) -> None:
-    from kdlib.book.render import RenderError, render
+    from kdlib.book.render import render
 
-    try:
-        out = render(Path(options.source) if options.source else None, Path(options.out))
-    except RenderError as error:
-        raise BookError(str(error)) from error
+    source = Path(options.source) if options.source else None
+    if source and source.is_dir() and not any((source / f"{slug}.ipynb").exists() for slug in sources()):
+        raise BookError(f"no executed chapter in {source}; run chapters into it first: kdlib run SLUG --out {source}")
+    out = render(source, Path(options.out))
     print(f"the book is in {os.path.relpath(out)}{os.sep}index.html")
 
 
@@ -94,6 +103,29 @@ def _publish(options) -> None:
 
     for slug in options.slugs:
         print(publish(source(slug), Path(options.source)))
+
+
+def _store(options) -> None:
+    from kdlib.book import stock
+    from kdlib.store import Store
+
+    if (options.all or options.yes) and not options.prune:
+        raise BookError("--all and --yes say what --prune is to do; add --prune")
+    for line in stock.prune(Store(), young=options.all, yes=options.yes) if options.prune else stock.report(Store()):
+        print(line)
+
+
+def _data(options) -> None:
+    from kdlib.data import data_sets
+
+    known = data_sets()
+    if options.name:
+        near("data set", options.name, known)
+    for name in [options.name] if options.name else known:
+        state, found = known[name].state()
+        if options.name and state != "complete":
+            raise BookError(found)
+        print(f"{name}: {known[name].what}\n    {state}: {found.removeprefix(f'{name}: ')}")
 
 
 def _pairs(option: str, texts: list[str]) -> dict[str, str]:
@@ -142,6 +174,14 @@ def _parser() -> argparse.ArgumentParser:
     publish = command("publish", _publish, "make executed chapters the published ones, with their results and measurements")
     publish.add_argument("slugs", nargs="+", metavar="SLUG")
     publish.add_argument("--from", dest="source", required=True, metavar="DIR", help="folder of executed chapters")
+    store = command("store", _store, "list what the store holds (KDLIB_CACHE, by default ~/.cache/kdlib), its size, and which chapter asks for it")
+    store.add_argument("--prune", action="store_true",
+                       help="show what to remove: runs and measurements older than a day that no chapter asks for, under any profile as it "
+                            "stands or as it was published, and what was left unfinished or damaged; never what a process is computing")
+    store.add_argument("--all", action="store_true", help="with --prune: also what is younger than a day")
+    store.add_argument("--yes", action="store_true", help="with --prune: remove it")
+    data = command("data", _data, "say which data sets are found where, whether they are complete, and how to get what is missing")
+    data.add_argument("name", nargs="?", metavar="NAME", help="this one; exit status 1 unless it is complete")
     return parser
 
 
