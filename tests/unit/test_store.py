@@ -335,6 +335,20 @@ def test_lock_excludes_other_threads_and_is_freed(store):
     assert other.submit(store.idle, KEY).result()
 
 
+def test_a_writer_holds_the_lock_so_that_nobody_removes_what_it_makes(store, monkeypatch):
+    other, seen = ThreadPoolExecutor(1), []
+
+    def save(arrays, file):
+        [making] = store.folders()
+        seen.append((making.kind, making.key, other.submit(store.remove, making).result()))
+        store_module_save(arrays, file)
+
+    store_module_save = store_module.save_file
+    monkeypatch.setattr(store_module, "save_file", save)
+    store.write("run", SPEC, ARRAYS, INFO)
+    assert seen == [("making", KEY, False)] and same(store.read("run", KEY).arrays, ARRAYS)
+
+
 def test_folders_and_what_is_removed(store):
     assert store.folders() == []
     store.write("run", SPEC, ARRAYS, INFO)

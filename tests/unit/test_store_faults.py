@@ -47,10 +47,25 @@ def undisturbed(tmp_path_factory):
     return tiny.arrays(tiny.contents(Store(folder / "store")))
 
 
+started = []
+
+
 def start(function, *arguments):
     process = processes.Process(target=function, args=arguments)
     process.start()
+    started.append(process)
     return process
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_behind():
+    yield
+    for process in started:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)  # where it made itself the head of a group: its workers too
+        except ProcessLookupError:
+            process.kill()
+    started.clear()
 
 
 def done(log):
@@ -118,24 +133,11 @@ def strike(whom, process, workers):
         process.kill()
 
 
-@pytest.fixture
-def groups():
-    """Process groups of which nothing is left when the test ends."""
-    heads = []
-    yield heads
-    for head in heads:
-        try:
-            os.killpg(head, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-
-
-def test_twenty_kills_at_random_moments_lose_nothing_that_was_finished(store, log, undisturbed, groups):
+def test_twenty_kills_at_random_moments_lose_nothing_that_was_finished(store, log, undisturbed):
     chance, studies, kept, struck = random.Random(9), 1, {}, []
     while len(struck) < 20:
         began = len(done(log))
         process = start(tiny.work_in_a_group, store.root, log, tiny.study(range(4 * studies)))
-        groups.append(process.pid)
         begins = chance.randrange(5)  # so much it begins, and then a moment of about the time that one of these takes
         while len(done(log)) < began + begins and process.is_alive():
             time.sleep(0.001)
