@@ -52,15 +52,15 @@ class Chapter:
         """`namespace` holds the notebook's parameters by name; what else it holds is not looked at."""
         self.order = json.loads(os.environ.get("KDLIB_RUN", "{}"))
         parameters = {name: parameter.check(namespace[name]) for name, parameter in source(slug).parameters.items()}
+        self.planning = self.order.get("plan", False)
+        if self.planning:  # for any machine: device and dtype are given
+            self.device, self.dtype = parameters["device"], parameters["dtype"]
+            return
         self._started = time.monotonic()
         self.published = self.order.get("as_published")
-        self.planning = self.order.get("plan", False)
-        as_given = self.published or self.planning  # what ran elsewhere, or may run there
-        self.device = parameters["device"] if as_given else resolve_device(parameters["device"])
-        self.dtype = parameters["dtype"] if as_given else resolve_dtype(parameters["dtype"], self.device)
+        self.device = parameters["device"] if self.published else resolve_device(parameters["device"])
+        self.dtype = parameters["dtype"] if self.published else resolve_dtype(parameters["dtype"], self.device)
         self.store = Store(archives=sorted((ROOT / "book" / "results").glob("*.npz")), say=self._progress)
-        if self.planning:
-            return
         self.results = Results(slug, {
             "parameters": {**parameters, "device": self.device, "dtype": self.dtype},
             "profile": self.order.get("profile", "notebook"), "commit": commit(), "source": self.order.get("source"),

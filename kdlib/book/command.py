@@ -146,8 +146,13 @@ def _minutes(minutes: float | None) -> str:
     return f"{minutes * 60:.0f} s" if minutes < 1 else f"{minutes:g} min" if minutes < 90 else f"{minutes / 60:.2g} h"
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"kdlib: {message}; {self.prog} --help tells more\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="kdlib", description="Execute, render and publish the chapters of the book.")
+    parser = _Parser(prog="kdlib", description="Execute, render and publish the chapters of the book.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, call, text: str):
