@@ -50,6 +50,29 @@ def _chapters(options) -> None:
     print("\nTimes are about those of 2 CPU cores (gpu and paper: one GPU), installation aside; the first run only.")
 
 
+def _data(options) -> None:
+    from kdlib.data import data_sets
+
+    known = data_sets()
+    if options.name:
+        near("data set", options.name, known)
+    for name in [options.name] if options.name else known:
+        state, found = known[name].state()
+        if options.name and state != "complete":
+            raise BookError(found)
+        print(f"{name}: {known[name].what}\n    {state}: {found.removeprefix(f'{name}: ')}")
+
+
+def _store(options) -> None:
+    from kdlib.book import stock
+    from kdlib.store import Store
+
+    if (options.all or options.yes) and not options.prune:
+        raise BookError("--all and --yes say what --prune is to do; add --prune")
+    for line in stock.prune(Store(), young=options.all, yes=options.yes) if options.prune else stock.report(Store()):
+        print(line)
+
+
 def _run(options) -> int:
     from kdlib.book import results
     from kdlib.book.execute import execute
@@ -105,29 +128,6 @@ def _publish(options) -> None:
         print(publish(source(slug), Path(options.source)))
 
 
-def _store(options) -> None:
-    from kdlib.book import stock
-    from kdlib.store import Store
-
-    if (options.all or options.yes) and not options.prune:
-        raise BookError("--all and --yes say what --prune is to do; add --prune")
-    for line in stock.prune(Store(), young=options.all, yes=options.yes) if options.prune else stock.report(Store()):
-        print(line)
-
-
-def _data(options) -> None:
-    from kdlib.data import data_sets
-
-    known = data_sets()
-    if options.name:
-        near("data set", options.name, known)
-    for name in [options.name] if options.name else known:
-        state, found = known[name].state()
-        if options.name and state != "complete":
-            raise BookError(found)
-        print(f"{name}: {known[name].what}\n    {state}: {found.removeprefix(f'{name}: ')}")
-
-
 def _pairs(option: str, texts: list[str]) -> dict[str, str]:
     pairs = {}
     for text in texts:
@@ -161,6 +161,14 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     command("chapters", _chapters, "list the chapters, what they need, how long they take, and whether the published one is stale")
+    data = command("data", _data, "say which data sets are found where, whether they are complete, and how to get what is missing")
+    data.add_argument("name", nargs="?", metavar="NAME", help="this one; exit status 1 unless it is complete")
+    store = command("store", _store, "list what the store holds (KDLIB_CACHE, by default ~/.cache/kdlib), its size, and which chapter asks for it")
+    store.add_argument("--prune", action="store_true",
+                       help="show what to remove: runs and measurements older than a day that no chapter asks for, under any profile as it "
+                            "stands or as it was published, and what was left unfinished or damaged; never what a process is computing")
+    store.add_argument("--all", action="store_true", help="with --prune: also what is younger than a day")
+    store.add_argument("--yes", action="store_true", help="with --prune: remove it")
     run = command("run", _run, "execute chapters: DIR/SLUG.ipynb and DIR/results/SLUG.json")
     run.add_argument("slugs", nargs="*", metavar="SLUG")
     run.add_argument("--all", action="store_true", help="every chapter")
@@ -179,14 +187,6 @@ def _parser() -> argparse.ArgumentParser:
     publish = command("publish", _publish, "make executed chapters the published ones, with their results and measurements")
     publish.add_argument("slugs", nargs="+", metavar="SLUG")
     publish.add_argument("--from", dest="source", required=True, metavar="DIR", help="folder of executed chapters")
-    store = command("store", _store, "list what the store holds (KDLIB_CACHE, by default ~/.cache/kdlib), its size, and which chapter asks for it")
-    store.add_argument("--prune", action="store_true",
-                       help="show what to remove: runs and measurements older than a day that no chapter asks for, under any profile as it "
-                            "stands or as it was published, and what was left unfinished or damaged; never what a process is computing")
-    store.add_argument("--all", action="store_true", help="with --prune: also what is younger than a day")
-    store.add_argument("--yes", action="store_true", help="with --prune: remove it")
-    data = command("data", _data, "say which data sets are found where, whether they are complete, and how to get what is missing")
-    data.add_argument("name", nargs="?", metavar="NAME", help="this one; exit status 1 unless it is complete")
     return parser
 
 
