@@ -1,8 +1,8 @@
 """Finished runs and measurements under the hash of what determines them.
 
-An entry is a folder KIND/KEY with `data.safetensors` and `meta.json`. It lands in one rename, is verified when read,
-and is never computed twice. What is damaged is set aside and counts as missing. Measurements can also be read from
-archives: single npz files (never pickle) that are published beside a chapter.
+An entry is a folder KIND/KEY with `data.safetensors` and `meta.json`. It is made under `making/`, lands in one rename, is
+verified when read, and is never computed twice. What is damaged is set aside under `damaged/` and counts as missing.
+Measurements can also be read from archives: single npz files (never pickle) that are published beside a chapter.
 """
 
 import dataclasses
@@ -10,17 +10,20 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors.numpy import load_file, save_file
 
 Arrays = dict[str, np.ndarray]
+KINDS = ("run", "measure")
 
 
 class StoreError(Exception):
@@ -42,7 +45,9 @@ def describe(value) -> object:
     if isinstance(value, (list, tuple)):
         return [describe(v) for v in value]
     if isinstance(value, dict):
-        return {str(k): describe(v) for k, v in value.items()}
+        if not all(isinstance(k, str) for k in value):  # JSON has no others, so 1 and "1" would be one
+            raise TypeError(f"cannot describe {value!r}: a key that is not a string")
+        return {k: describe(v) for k, v in value.items()}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"cannot describe {type(value).__name__} {value!r} for a key")
@@ -70,6 +75,17 @@ class Entry:
     arrays: Arrays
 
 
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """A folder of the store: an entry, or what a kill left of one in the making, or one that was set aside."""
+
+    kind: str  # one of KINDS, or making, or damaged
+    key: str
+    folder: Path
+    size: int  # bytes
+    written: float  # seconds since the epoch
+
+
 class Store:
     """Entries under `root`; archives are looked into for measurements that `root` does not have."""
 
@@ -85,11 +101,11 @@ class Store:
     def read(self, kind: str, key: str) -> Entry | None:
         """The verified entry, or None where there is none or it was damaged (which is said, and set aside)."""
         folder = self._folder(kind, key)
-        if folder.is_dir():
+        if os.path.lexists(folder):
             try:
                 entry = _verified(json.loads((folder / "meta.json").read_bytes()), load_file(folder / "data.safetensors"), key)
             except Exception as error:  # whatever a damaged file makes json, safetensors or the checks say
-                if isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError):
+                if isinstance(error, (OSError, MemoryError)) and not isinstance(error, _DAMAGE):
                     raise StoreError(f"store: cannot read {folder}: {error}") from error
                 self._set_aside(folder, error)
             else:
@@ -98,32 +114,73 @@ class Store:
 
     def write(self, kind: str, spec: dict, arrays: Arrays, info: dict) -> None:
         """Land an entry in one step. Arrays are NumPy; `info` is JSON-able. An entry that is there already stays."""
-        folder, making = self._folder(kind, key(spec)), self.root / "making" / uuid.uuid4().hex
-        meta = _json(_meta(spec, info, arrays))
-        try:
-            making.mkdir(parents=True)
-            save_file({n: np.asarray(a, order="C") for n, a in arrays.items()}, making / "data.safetensors")
-            (making / "meta.json").write_bytes(meta)
-            for file in making.iterdir():
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(making, folder)
-        except Exception as error:  # safetensors has an exception of its own for a full disk
-            shutil.rmtree(making, ignore_errors=True)
-            if not folder.is_dir():
-                raise StoreError(f"store: cannot write under {self.root}: {error}; free some space, or point KDLIB_CACHE "
-                                 "to a folder that can be written") from error
+        name, meta = key(spec), _json(_meta(spec, info, arrays))
+        folder, making = self._folder(kind, name), self._scratch(name)
+        with self.lock(name):  # tells `remove` that `making` is somebody's
+            try:
+                making.mkdir(parents=True)
+                save_file({n: np.asarray(a, order="C") for n, a in arrays.items()}, making / "data.safetensors")
+                (making / "meta.json").write_bytes(meta)
+                for file in making.iterdir():
+                    with open(file, "rb") as handle:
+                        os.fsync(handle.fileno())
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                os.rename(making, folder)
+            except Exception as error:  # safetensors has an exception of its own for a full disk
+                if not folder.is_dir():
+                    raise self._cannot_write(error) from error
+            finally:
+                shutil.rmtree(making, ignore_errors=True)
 
-    def lock(self, key: str) -> FileLock:
-        """Held while an entry is computed, so that two processes do not compute it twice; freed if a process dies."""
-        folder = self.root / "locks"
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Held while an entry is computed, so that two processes do not compute it twice; freed if a process dies.
+
+        The thread that holds it may take it again.
+        """
+        with self._locked(key, wait=True):
+            yield
+
+    def idle(self, key: str) -> bool:
+        """Whether no process computes this entry just now."""
+        if not (self.root / "locks" / key).exists():
+            return True
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            with self._locked(key, wait=False):
+                return True
+        except Timeout:
+            return False
+
+    def folders(self) -> list[Kept]:
+        """Every folder of the store, the oldest first."""
+        if self.root.exists() and not self.root.is_dir():
+            raise StoreError(f"store: {self.root} is not a folder; point KDLIB_CACHE to one")
+        found = []
+        for kind in (*KINDS, "making", "damaged"):
+            for folder in (self.root / kind).glob("*"):
+                try:
+                    facts = [file.stat() for file in (folder, *folder.rglob("*"))]
+                except FileNotFoundError:
+                    continue  # it has just landed elsewhere, or been removed
+                size = sum(f.st_size for f in facts if stat.S_ISREG(f.st_mode))
+                found.append(Kept(kind, folder.name.partition("-")[0], folder, size, max(f.st_mtime for f in facts)))
+        return sorted(found, key=lambda kept: kept.written)
+
+    def remove(self, kept: Kept) -> bool:
+        """Remove a folder of the store and its lock. False, and nothing is removed, while a process computes that entry."""
+        try:
+            with self._locked(kept.key, wait=False) as lock:
+                gone = self._scratch(kept.key)
+                gone.parent.mkdir(exist_ok=True)
+                with suppress(FileNotFoundError):  # another process was first
+                    os.rename(kept.folder, gone)  # out of sight in one step: a kill leaves no half of an entry behind
+                    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+                lock.unlink()
+        except Timeout:
+            return False
         except OSError as error:
-            raise StoreError(f"store: cannot write under {self.root}: {error.strerror}; point KDLIB_CACHE to a folder that "
-                             "can be written") from error
-        return FileLock(folder / key)
+            raise StoreError(f"store: cannot remove {kept.folder}: {error.strerror or error}") from error
+        return True
 
     def archive(self, keys: Iterable[str], file: Path) -> None:
         """Write measurements as one compressed npz file, to be read by any `Store(archives=[file])`."""
@@ -153,8 +210,31 @@ class Store:
                     raise StoreError(f"store: the archive {file} is damaged: {error}; restore it or remove it") from error
         return self._archived
 
+    @contextmanager
+    def _locked(self, key: str, wait: bool) -> Iterator[Path]:
+        file = self.root / "locks" / key
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(file, is_singleton=True)
+            lock.acquire(blocking=wait)
+        except Timeout:
+            raise
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        try:
+            yield file
+        finally:
+            lock.release()
+
+    def _cannot_write(self, error: Exception) -> StoreError:
+        return StoreError(f"store: cannot write under {self.root}: {getattr(error, 'strerror', None) or error}; make room, or point "
+                          "KDLIB_CACHE to a folder that can be written")
+
     def _folder(self, kind: str, key: str) -> Path:
         return self.root / kind / key
+
+    def _scratch(self, key: str) -> Path:
+        return self.root / "making" / f"{key}-{uuid.uuid4().hex[:8]}"
 
     def _set_aside(self, folder: Path, error: Exception) -> None:
         aside = self.root / "damaged" / f"{folder.name}-{uuid.uuid4().hex[:8]}"
@@ -166,6 +246,9 @@ class Store:
         except OSError as failure:
             raise StoreError(f"store: {folder} is damaged ({error}) and cannot be set aside ({failure}); delete it") from failure
         self.say(f"store: {folder} is damaged ({error}); set aside, will be computed again")
+
+
+_DAMAGE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # among the errors that reading a file can raise
 
 
 def _to_stderr(line: str) -> None:

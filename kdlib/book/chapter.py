@@ -34,17 +34,30 @@ class PartDone(Exception):
     """A part of a chapter (`--only`) is in the store; there is nothing to write until all of it is."""
 
 
+class Planned(Exception):
+    """What a chapter asks for is known, and nothing was computed."""
+
+    def __init__(self, measures: list[Measure]):
+        super().__init__(f"{len(measures)} measurements are asked for")
+        self.measures = measures
+
+
 class Chapter:
     """One execution of a chapter. Device and dtype are resolved here and pinned in the provenance.
 
     `kdlib run` says by the environment variable KDLIB_RUN (JSON) where results go, how many processes to use, which
     part to compute and where to report progress; without it (in Jupyter) progress is printed and nothing is written.
+    `kdlib store` says by it that what the chapter asks for is to be planned only.
     """
 
     def __init__(self, slug: str, namespace: dict):
         """`namespace` holds the notebook's parameters by name; what else it holds is not looked at."""
         self.order = json.loads(os.environ.get("KDLIB_RUN", "{}"))
         parameters = {name: parameter.check(namespace[name]) for name, parameter in source(slug).parameters.items()}
+        self.planning = self.order.get("plan", False)
+        if self.planning:  # for any machine: device and dtype are given
+            self.device, self.dtype = parameters["device"], parameters["dtype"]
+            return
         self._started = time.monotonic()
         self.published = self.order.get("as_published")
         self.device, self.dtype, name = self._machine(parameters["device"], parameters["dtype"])
@@ -62,10 +75,16 @@ class Chapter:
 
     def pin(self, name: str, value) -> None:
         """Replace an `auto` parameter in the provenance by what it was resolved to."""
-        self.results.provenance["parameters"][name] = value
+        if not self.planning:
+            self.results.provenance["parameters"][name] = value
 
     def complete(self, measures: Mapping[At, Measure], shared: Mapping[str, Measure]) -> tuple[dict, dict]:
-        """Load or compute all measurements: (arrays by At, arrays by the name of what the arms share)."""
+        """Load or compute all measurements: (arrays by At, arrays by the name of what the arms share).
+
+        A chapter calls it once, and nothing before it trains or needs data: so what it asks for can be planned.
+        """
+        if self.planning:
+            raise Planned([*measures.values(), *shared.values()])
         self.results.records.clear()  # a cell may be run again
         self.results.effects.clear()
         wanted = self._part(measures)

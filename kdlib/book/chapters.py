@@ -28,6 +28,12 @@ class Parameter:
     default: object
     help: str
 
+    @property
+    def choices(self) -> list[str]:
+        """The values it can take, where its comment lists them."""
+        match = _CHOICE.search(self.help)
+        return re.split(r",\s*", match["values"]) if match else []
+
     def parse(self, text: str) -> object:
         """A value given as text (or JSON), checked for type and range."""
         try:
@@ -45,7 +51,7 @@ class Parameter:
             raise BookError(f"parameter {self.name} takes {self.type.__name__}, not {value!r} ({self.help})")
         if (match := _RANGE.search(self.help)) and not float(match["low"]) <= value <= float(match["high"]):
             raise BookError(f"parameter {self.name} = {value} is out of range ({self.help})")
-        if (match := _CHOICE.search(self.help)) and value not in re.split(r",\s*", match["values"]):
+        if self.choices and value not in self.choices:
             raise BookError(f"parameter {self.name} = {value!r} is not allowed ({self.help})")
         return self.type(value)
 

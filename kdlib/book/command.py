@@ -15,9 +15,17 @@ from kdlib.store import StoreError
 ONLY = ("pair", "seed", "method")
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, handled as an interrupt: what is being made is cleared away."""
+
+
+def _terminate(*_) -> None:
+    raise Terminated
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is being made is cleared away
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         return options.call(options) or 0
     except (BookError, ClusterError, DataError, StoreError) as error:
@@ -32,9 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"kdlib: {error.filename or 'a file'}: {error.strerror or error}; name another folder, or make room", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("kdlib: interrupted; what had finished is in the store, the same command goes on from there", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        name, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+        print(f"kdlib: {name}; what had finished is in the store, the same command goes on from there", file=sys.stderr)
+        return code
 
 
 def _chapters(options) -> None:
@@ -46,6 +55,29 @@ def _chapters(options) -> None:
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
     print("\nTimes are about those of 2 CPU cores (gpu and paper: one GPU), installation aside; the first run only.")
+
+
+def _data(options) -> None:
+    from kdlib.data import data_sets
+
+    known = data_sets()
+    if options.name:
+        near("data set", options.name, known)
+    for name in [options.name] if options.name else known:
+        state, found = known[name].state()
+        if options.name and state != "complete":
+            raise BookError(found)
+        print(f"{name}: {known[name].what}\n    {state}: {found.removeprefix(f'{name}: ')}")
+
+
+def _store(options) -> None:
+    from kdlib.book import stock
+    from kdlib.store import Store
+
+    if (options.all or options.yes) and not options.prune:
+        raise BookError("--all and --yes say what --prune is to do; add --prune")
+    for line in stock.prune(Store(), young=options.all, yes=options.yes) if options.prune else stock.report(Store()):
+        print(line)
 
 
 def _run(options) -> int:
@@ -93,12 +125,12 @@ def _run(options) -> int:
 
 
 def _book(options) -> None:
-    from kdlib.book.render import RenderError, render
+    from kdlib.book.render import render
 
-    try:
-        out = render(Path(options.source) if options.source else None, Path(options.out))
-    except RenderError as error:
-        raise BookError(str(error)) from error
+    source = Path(options.source) if options.source else None
+    if source and source.is_dir() and not any((source / f"{slug}.ipynb").exists() for slug in sources()):
+        raise BookError(f"no executed chapter in {source}; run chapters into it first: kdlib run SLUG --out {source}")
+    out = render(source, Path(options.out))
     print(f"the book is in {os.path.relpath(out)}{os.sep}index.html")
 
 
@@ -134,8 +166,13 @@ def _minutes(minutes: float | None) -> str:
     return f"{minutes * 60:.0f} s" if minutes < 1 else f"{minutes:g} min" if minutes < 90 else f"{minutes / 60:.2g} h"
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"kdlib: {message}; {self.prog} --help tells more\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="kdlib", description="Execute, render and publish the chapters of the book.")
+    parser = _Parser(prog="kdlib", description="Execute, render and publish the chapters of the book.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, call, text: str):
@@ -144,6 +181,14 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     command("chapters", _chapters, "list the chapters, what they need, how long they take, and whether the published one is stale")
+    data = command("data", _data, "say which data sets are found where, whether they are complete, and how to get what is missing")
+    data.add_argument("name", nargs="?", metavar="NAME", help="this one; exit status 1 unless it is complete")
+    store = command("store", _store, "list what the store holds (KDLIB_CACHE, by default ~/.cache/kdlib), its size, and which chapter asks for it")
+    store.add_argument("--prune", action="store_true",
+                       help="show what to remove: runs and measurements older than a day that no chapter asks for, under any profile as it "
+                            "stands or as it was published, and what was left unfinished or damaged; never what a process is computing")
+    store.add_argument("--all", action="store_true", help="with --prune: also what is younger than a day")
+    store.add_argument("--yes", action="store_true", help="with --prune: remove it")
     run = command("run", _run, "execute chapters: DIR/SLUG.ipynb and DIR/results/SLUG.json")
     run.add_argument("slugs", nargs="*", metavar="SLUG")
     run.add_argument("--all", action="store_true", help="every chapter")

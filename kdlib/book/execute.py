@@ -56,6 +56,9 @@ def execute(chapter: Source, values: dict, out: Path, *, profile: str, jobs: int
                 raise BookError(f"{chapter.slug}: the kernel did not answer ({_first_line(str(error))}); run it again") from error
             raise BookError(f"{chapter.slug}: the kernel died (out of memory?); what had finished is in the store, "
                             "run it again to go on") from error
+        except OSError as error:
+            raise BookError(f"{chapter.slug}: cannot write to {out}: {error.strerror or error}; make room, or name another folder "
+                            "(--out)") from error
         _tidy(notebook, results)
         (out / "results").mkdir(exist_ok=True)
         os.replace(results, out / "results" / f"{chapter.slug}.json")

@@ -7,6 +7,8 @@ the data. `suite.train(domains, device)` gives a `Trainable`; `suite.test(domain
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,6 +18,32 @@ if TYPE_CHECKING:  # the command answers at once, without loading torch
 
 class DataError(Exception):
     """Data that are missing, incomplete or not what they should be; the message says what to do."""
+
+
+class MissingData(DataError):
+    """Data of which nothing is there."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What `kdlib data` knows of a data set. A suite's module lists its own by name in `SETS`."""
+
+    what: str
+    verify: Callable[[], str]  # where it is, all of it read and compared with its declared digest; else a DataError
+
+    def state(self) -> tuple[str, str]:
+        """(complete, where it is), or missing or not complete with what is wrong and what to do."""
+        try:
+            return "complete", self.verify()
+        except (DataError, OSError) as error:
+            return "missing" if isinstance(error, MissingData) else "not complete", str(error)
+
+
+def data_sets() -> dict[str, DataSet]:
+    """Every data set that some suite reads, by name."""
+    from kdlib.data import digits
+
+    return {name: data_set for suite in (digits,) for name, data_set in suite.SETS.items()}
 
 
 class Trainable(Protocol):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from kdlib.data import DataError, data_root
+from kdlib.data import DataError, DataSet, MissingData, data_root
 
 DOMAINS = ("orig", "color", "M")
 SIZES = {"embedded": 16, "mnist": 28}
@@ -27,6 +27,17 @@ BUNDLED = {  # photographs without people that scikit-learn (jpg) and scikit-ima
     "test": ("flower.jpg", "coffee.png", "gravel.png", "ihc.png", "rocket.jpg"),
 }
 DIGESTS = {"embedded": "87ff0c9e40dc7e2c", "mnist": "06b0d1f124c4e5fa", "bundled": "c12d3691e6b2463b", "bsds500": "fb650d89d5411a27"}
+
+
+MNIST_FILES = {f"{part}-{what}-ubyte": (size, bytes([0, 0, 8, dims]))  # bytes, and the first four of them
+               for what, dims, sizes in (("images-idx3", 3, (47_040_016, 7_840_016)), ("labels-idx1", 1, (60_008, 10_008)))
+               for part, size in zip(("train", "t10k"), sizes)}
+GET = {
+    "mnist": "set KDLIB_DATA to a folder that holds MNIST/raw/*-ubyte (its four files, unpacked), or unset it and torchvision "
+             "downloads MNIST when a chapter asks for it",
+    "bsds500": "set KDLIB_DATA to a folder that holds bsds500/{train,test}/*.jpg, or BSR as the release of the Berkeley Computer Vision "
+               "Group unpacks (https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/resources.html)",
+}
 
 
 def color(x: Tensor, c: Tensor) -> Tensor:
@@ -119,45 +130,85 @@ def _patches(photographs: list[np.ndarray], n: int, size: int, split: str) -> np
 
 
 def _embedded(split: str) -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = digits.images.astype(np.uint8)
-    _verify("embedded", images.tobytes() + digits.target.astype(np.uint8).tobytes())
+    _, images, labels = _embedded_whole()
     order = np.random.default_rng(0).permutation(len(images))
     chosen = order[:1200] if split == "train" else order[1200:]
     small = torch.from_numpy(images[chosen]).float()[:, None] / 16 * 255
     large = torch.nn.functional.interpolate(small, size=16, mode="bilinear", align_corners=False)
-    return large[:, 0].round().byte().numpy(), digits.target[chosen].astype(np.int64)
+    return large[:, 0].round().byte().numpy(), labels[chosen].astype(np.int64)
+
+
+def _embedded_whole() -> tuple[Path, np.ndarray, np.ndarray]:
+    folder = _installed("sklearn.datasets.data", "embedded", "scikit-learn")
+    from sklearn.datasets import load_digits
+
+    try:
+        digits = load_digits()
+    except Exception as error:  # whatever gzip and NumPy say of a damaged file
+        raise DataError(f"embedded: not readable from {folder}: {_line(error)}; install scikit-learn anew") from error
+    images, labels = digits.images.astype(np.uint8), digits.target.astype(np.uint8)
+    _verify("embedded", images.tobytes() + labels.tobytes(), f"of {folder}", "install scikit-learn anew")
+    return folder / "digits.csv.gz", images, labels
 
 
 def _mnist(split: str) -> tuple[np.ndarray, np.ndarray]:
-    from torchvision.datasets import MNIST
-
-    from kdlib.store import cache_root
-
-    root = data_root()
-    where = f"{root} (KDLIB_DATA)" if root else "torchvision's download"
-    try:
-        parts = [MNIST(root or cache_root() / "data", train=train, download=root is None) for train in (True, False)]
-    except Exception as error:  # torchvision raises RuntimeError, ValueError, OSError and struct.error here
-        raise DataError(f"MNIST: not readable from {where}: {(str(error) or type(error).__name__).splitlines()[0]}; set KDLIB_DATA to a folder that "
-                        "holds MNIST/raw/*-ubyte") from error
-    _verify("mnist", b"".join(t.numpy().tobytes() for p in parts for t in (p.data, p.targets.byte())), f" from {where}")
+    _, parts = _mnist_whole(download=data_root() is None)
     part = parts[split == "test"]
     return part.data.numpy(), part.targets.numpy()
 
 
+def _mnist_whole(download: bool) -> tuple[Path, list]:
+    from kdlib.store import cache_root
+
+    named = data_root()
+    root = named or cache_root() / "data"
+    where = f"{root / 'MNIST' / 'raw'} ({'KDLIB_DATA' if named else 'torchvision downloads to it'})"
+    if not download and not (root / "MNIST" / "raw").is_dir():
+        raise MissingData(f"mnist: nothing in {where}; {GET['mnist']}")
+    _installed("torchvision", "mnist", "torchvision")
+    from torchvision.datasets import MNIST
+
+    try:
+        if download:
+            MNIST(root, download=True)
+        wrong = [f"{name} {problem}" for name, (size, start) in MNIST_FILES.items()
+                 if (problem := _problem(root / "MNIST" / "raw" / name, size, start))]
+        if wrong:
+            raise ValueError(", ".join(wrong))
+        parts = [MNIST(root, train=train) for train in (True, False)]
+    except Exception as error:  # torchvision raises RuntimeError, ValueError, OSError and struct.error here
+        raise DataError(f"mnist: not readable from {where}: {_line(error)}; {GET['mnist']}") from error
+    _verify("mnist", b"".join(t.numpy().tobytes() for p in parts for t in (p.data, p.targets.byte())), f"of {where}",
+            f"fetch it anew and {GET['mnist']}")
+    return root / "MNIST" / "raw", parts
+
+
+def _problem(path: Path, size: int, start: bytes) -> str | None:
+    if not path.is_file():
+        return "is missing"
+    if path.stat().st_size != size:
+        return f"has {path.stat().st_size:,} bytes, not {size:,}"
+    with open(path, "rb") as file:
+        found = file.read(len(start))
+    return None if found == start else f"starts with {found.hex()}, not {start.hex()}"
+
+
 def _bundled(split: str) -> list[np.ndarray]:
     """The installed photographs at half size (means of 2x2 pixels), so that a 16-pixel patch shows something."""
-    def path(name: str) -> Path:
-        package = "sklearn.datasets.images" if name in ("china.jpg", "flower.jpg") else "skimage.data"
-        return Path(str(resources.files(package) / name))
-
-    _verify("bundled", b"".join(path(name).read_bytes() for names in BUNDLED.values() for name in names))
-    photographs = [_rgb(path(name)) for name in BUNDLED[split]]
+    photographs = [_rgb(path) for path in _bundled_files()[split]]
     return [p[: len(p) // 2 * 2, : p.shape[1] // 2 * 2].reshape(len(p) // 2, 2, p.shape[1] // 2, 2, 3)
             .mean((1, 3)).round().astype(np.uint8) for p in photographs]
+
+
+def _bundled_files() -> dict[str, list[Path]]:
+    packages = {"sklearn.datasets.images": "scikit-learn", "skimage.data": "scikit-image"}
+    folders = [_installed(package, "bundled", name) for package, name in packages.items()]
+    files = {split: [folders[name not in ("china.jpg", "flower.jpg")] / name for name in names] for split, names in BUNDLED.items()}
+    if lacking := [str(f) for part in files.values() for f in part if not f.is_file()]:
+        raise DataError(f"bundled: {', '.join(lacking)} not found; install {' and '.join(packages.values())} anew")
+    _verify("bundled", b"".join(f.read_bytes() for part in files.values() for f in part),
+            f"of {' and '.join(map(str, folders))}", f"install {' and '.join(packages.values())} anew")
+    return files
 
 
 def bsds500_folder() -> Path | None:
@@ -170,13 +221,30 @@ def bsds500_folder() -> Path | None:
 
 
 def _bsds500(split: str) -> list[np.ndarray]:
+    return [_rgb(f) for f in _bsds500_files()[split]]
+
+
+def _bsds500_files() -> dict[str, list[Path]]:
+    """All 200 train photographs, and every second of the release's 200 test photographs, in the order of their names."""
     folder = bsds500_folder()
     if folder is None:
-        raise DataError("BSDS500: no photographs found; set KDLIB_DATA to a folder that holds bsds500/train and "
-                        "bsds500/test, or choose the bundled photographs (patches=bundled)")
-    files = {s: sorted((folder / s).glob("*.jpg")) for s in ("train", "test")}
-    _verify("bsds500", b"".join(f.read_bytes() for s in files for f in files[s]), f" in {folder}")
-    return [_rgb(f) for f in files[split]]
+        where = f"in {data_root()} (KDLIB_DATA)" if data_root() else "since KDLIB_DATA is not set"
+        raise MissingData(f"bsds500: no photographs found {where}; {GET['bsds500']}; or choose the bundled photographs (patches=bundled)")
+    files = {split: sorted((folder / split).glob("*.jpg")) for split in ("train", "test")}
+    found = {split: len(part) for split, part in files.items()}
+    if found["train"] != 200 or found["test"] not in (100, 200):
+        raise DataError(f"bsds500: {found['train']} train and {found['test']} test photographs in {folder}, not 200 and 200; {GET['bsds500']}")
+    files["test"] = files["test"][::found["test"] // 100]
+    every = [f for part in files.values() for f in part]
+    try:
+        _verify("bsds500", b"".join(f.read_bytes() for f in every), f"in {folder}", f"fetch it anew and {GET['bsds500']}")
+    except DataError as error:
+        damaged = [str(f.relative_to(folder)) for f in every if not _decodes(f)]
+        if damaged:
+            raise DataError(f"bsds500: {', '.join(damaged[:3])}{f' and {len(damaged) - 3} more' if damaged[3:] else ''} in {folder} "
+                            f"cannot be decoded; fetch it anew and {GET['bsds500']}") from error
+        raise
+    return files
 
 
 def _rgb(path: Path) -> np.ndarray:
@@ -186,8 +254,37 @@ def _rgb(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def _verify(name: str, content: bytes, where: str = "") -> None:
+def _decodes(path: Path) -> bool:
+    try:
+        _rgb(path)
+    except Exception:  # PIL raises OSError, SyntaxError, ValueError and more
+        return False
+    return True
+
+
+def _installed(package: str, name: str, distribution: str) -> Path:
+    """The folder of an installed package; MissingData where it is not installed."""
+    try:
+        return Path(str(resources.files(package)))
+    except ModuleNotFoundError:
+        raise MissingData(f"{name}: needs {distribution}, which is not installed; pip install 'kdlib[data]'") from None
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _verify(name: str, content: bytes, where: str, mend: str) -> None:
     found = hashlib.sha256(content).hexdigest()[:16]
     if found != DIGESTS[name]:
-        raise DataError(f"{name}: the content{where} is not the declared one (digest {found}, declared {DIGESTS[name]}): "
-                        "incomplete, damaged or another edition; fetch it anew")
+        raise DataError(f"{name}: the content {where} is not the declared one (digest {found}, declared {DIGESTS[name]}): "
+                        f"incomplete, damaged or another edition; {mend}")
+
+
+SETS = {
+    "embedded": DataSet("1,797 handwritten digits, 8 pixels wide, of scikit-learn", lambda: str(_embedded_whole()[0])),
+    "bundled": DataSet("11 photographs of scikit-learn and scikit-image",
+                       lambda: " and ".join(sorted({str(f.parent) for f in _bundled_files()["train"]}))),
+    "mnist": DataSet("70,000 handwritten digits, 28 pixels wide", lambda: str(_mnist_whole(download=False)[0])),
+    "bsds500": DataSet("300 photographs, 481 x 321 pixels", lambda: str(_bsds500_files()["train"][0].parents[1])),
+}

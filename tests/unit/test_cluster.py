@@ -26,7 +26,8 @@ from kdlib.data.digits import Digits
 from kdlib.distill import KL, Alone
 from kdlib.models import Model
 from kdlib.store import Store, digest
-from kdlib.study import Measure, Predictions, complete
+from kdlib.measures import Measure, Predictions
+from kdlib.study import complete
 from kdlib.train import Adadelta, Run, TrainingError
 
 SLUG = "domain-adaptation"

@@ -1,4 +1,7 @@
+import hashlib
+import io
 from collections import Counter
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,7 @@ import sklearn.datasets
 import torch
 from PIL import Image
 
-from kdlib.data import DataError, digits
+from kdlib.data import DataError, data_sets, digits
 from kdlib.data.digits import DOMAINS, Digits, color
 from kdlib.store import describe, key
 
@@ -36,8 +39,9 @@ def bsds500(real_data):
     if digits.bsds500_folder() is None:
         pytest.skip("KDLIB_DATA has no bsds500")
     folder = digits.bsds500_folder()
-    return {split: [np.asarray(Image.open(f).convert("RGB")) for f in sorted((folder / split).glob("*.jpg"))]
-            for split in ("train", "test")}
+    files = {split: sorted((folder / split).glob("*.jpg")) for split in ("train", "test")}
+    return {split: [np.asarray(Image.open(f).convert("RGB")) for f in found[:: len(found) // (200 if split == "train" else 100)]]
+            for split, found in files.items()}
 
 
 def whole(suite, domains, seed=0):
@@ -249,46 +253,118 @@ def test_a_data_folder_that_does_not_exist(monkeypatch, tmp_path, suite):
     assert refused(lambda: suite.test("orig", "cpu")).startswith(f"KDLIB_DATA is {tmp_path / 'nowhere'}, but there is no such folder")
 
 
-def idx_file(content, dims):
-    return b"\0\0\x08" + bytes([len(dims)]) + b"".join(d.to_bytes(4, "big") for d in dims) + content
+def idx_file(shape):
+    """MNIST's format, all zeros."""
+    return b"\0\0\x08" + bytes([len(shape)]) + b"".join(d.to_bytes(4, "big") for d in shape) + bytes(np.prod(shape))
 
 
-def write_mnist(root, images):
-    """Ten black digits a split in MNIST's format, but for the training images."""
+def write_mnist(root, change=lambda content: content):
+    """Black digits, all zero, where MNIST stands; `change` is done to the labels of the test images."""
     raw = root / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for split in ("train", "t10k"):
-        (raw / f"{split}-images-idx3-ubyte").write_bytes(idx_file(bytes(7840), (10, 28, 28)))
-        (raw / f"{split}-labels-idx1-ubyte").write_bytes(idx_file(bytes(10), (10,)))
-    (raw / "train-images-idx3-ubyte").write_bytes(images)
+    for part, n in ("train", 60_000), ("t10k", 10_000):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(idx_file((n, 28, 28)))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx_file((n,)))
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(change(idx_file((10_000,))))
 
 
-@pytest.mark.parametrize("images", [idx_file(bytes(5000), (10, 28, 28)), idx_file(b"", (10, 28, 28)), b"\0\0\x08", b"", b"<html>not found"])
-def test_damaged_mnist(monkeypatch, tmp_path, images):
-    write_mnist(tmp_path, images)
+@pytest.mark.parametrize("change, problem", [
+    (lambda c: c[:-1], "has 10,007 bytes, not 10,008"), (lambda c: b"", "has 0 bytes"), (lambda c: b"<html>not found", "has 15 bytes"),
+    (lambda c: b"\0\0\x08\x03" + c[4:], "starts with 00000803, not 00000801"), (lambda c: b"\x1f\x8b" + c[2:], "starts with 1f8b0801"),
+], ids=["truncated", "empty", "a web page", "wrong magic number", "still packed"])
+def test_damaged_mnist(monkeypatch, tmp_path, change, problem):
+    write_mnist(tmp_path, change)
     monkeypatch.setenv("KDLIB_DATA", str(tmp_path))
     message = refused(lambda: Digits("mnist").test("orig", "cpu"))
-    assert message.startswith(f"MNIST: not readable from {tmp_path} (KDLIB_DATA): ") and "MNIST/raw" in message
+    assert message.startswith(f"mnist: not readable from {tmp_path}/MNIST/raw (KDLIB_DATA): t10k-labels-idx1-ubyte {problem}")
+    assert "set KDLIB_DATA to a folder that holds MNIST/raw" in message
+    assert data_sets()["mnist"].state() == ("not complete", message)
 
 
-def test_missing_and_foreign_mnist(monkeypatch, tmp_path):
+def test_missing_incomplete_and_foreign_mnist(monkeypatch, tmp_path):
     monkeypatch.setenv("KDLIB_DATA", str(tmp_path))
-    assert refused(lambda: Digits("mnist").test("orig", "cpu")).startswith("MNIST: not readable from")
-    write_mnist(tmp_path, idx_file(bytes(7840), (10, 28, 28)))  # readable, but not MNIST
-    assert refused(lambda: Digits("mnist").test("orig", "cpu")).startswith(f"mnist: the content from {tmp_path} (KDLIB_DATA) is not the declared one")
+    missing = refused(lambda: Digits("mnist").test("orig", "cpu"))
+    assert missing.startswith(f"mnist: nothing in {tmp_path}/MNIST/raw (KDLIB_DATA); set KDLIB_DATA")
+    assert data_sets()["mnist"].state() == ("missing", missing)
+    write_mnist(tmp_path)  # of the right form, but not MNIST
+    assert refused(lambda: Digits("mnist").test("orig", "cpu")).startswith(f"mnist: the content of {tmp_path}/MNIST/raw (KDLIB_DATA) is not the declared one")
+    (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").unlink()
+    assert "train-images-idx3-ubyte is missing" in refused(lambda: Digits("mnist").test("orig", "cpu"))
 
 
-def test_missing_bsds500(monkeypatch, tmp_path):
-    suite = Digits("embedded", "bsds500")
-    assert refused(lambda: suite.test("M", "cpu")).startswith("BSDS500: no photographs found; set KDLIB_DATA")
+def test_asking_what_is_there_downloads_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("KDLIB_CACHE", str(tmp_path / "cache"))
+    state, why = data_sets()["mnist"].state()
+    assert state == "missing" and f"nothing in {tmp_path}/cache/data/MNIST/raw" in why and not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("name", ["embedded", "bundled"])
+def test_packages_that_are_not_installed(monkeypatch, name):
+    monkeypatch.setattr(resources, "files", lambda package: (_ for _ in ()).throw(ModuleNotFoundError(package)))
+    state, why = data_sets()[name].state()
+    assert state == "missing" and why == f"{name}: needs scikit-learn, which is not installed; pip install 'kdlib[data]'"
+
+
+def test_every_source_of_digits_and_patches_is_a_data_set_that_can_be_asked_about():
+    assert set(data_sets()) == set(digits.DIGESTS)
+    assert data_sets()["embedded"].state()[0] == data_sets()["bundled"].state()[0] == "complete"
+    assert Path(data_sets()["embedded"].state()[1]).is_file()
+
+
+# BSDS500
+
+def jpeg(color):
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), color).save(file, "JPEG")
+    return file.getvalue()
+
+
+def write_bsds500(folder, test=200):
+    """Photographs in BSDS500's place, all different; returns what our suite is to read of them, in order."""
+    names = [f"{100 + i}.jpg" for i in range(200)]
+    for split, n in ("train", 200), ("test", test):
+        (folder / split).mkdir(parents=True)
+        for i, name in enumerate(names[:n]):
+            (folder / split / name).write_bytes(jpeg((i, n % 7, 9 if split == "train" else 99)))
+        (folder / split / "Thumbs.db").touch()
+    return [folder / "train" / n for n in names] + [folder / "test" / n for n in (names[::2] if test == 200 else names[:test])]
+
+
+@pytest.mark.parametrize("place, test", [("bsds500", 100), ("BSR/BSDS500/data/images", 200), ("BSDS500/data/images", 200)])
+def test_bsds500_is_read_as_we_keep_it_and_as_it_is_released(monkeypatch, tmp_path, place, test):
     monkeypatch.setenv("KDLIB_DATA", str(tmp_path))
-    assert refused(lambda: suite.test("M", "cpu")).startswith("BSDS500: no photographs found; set KDLIB_DATA")
-    (tmp_path / "bsds500" / "train").mkdir(parents=True)
+    wanted = write_bsds500(tmp_path / place, test)
+    monkeypatch.setitem(digits.DIGESTS, "bsds500", hashlib.sha256(b"".join(f.read_bytes() for f in wanted)).hexdigest()[:16])
+    assert data_sets()["bsds500"].state() == ("complete", str(tmp_path / place))
+    assert sum(digits._bsds500_files().values(), []) == wanted and len(wanted) == 300
+
+
+def test_bsds500_that_is_missing_incomplete_or_damaged(monkeypatch, tmp_path):
+    suite, folder = Digits("embedded", "bsds500"), tmp_path / "bsds500"
+    assert refused(lambda: suite.test("M", "cpu")).startswith("bsds500: no photographs found since KDLIB_DATA is not set; set KDLIB_DATA")
+    monkeypatch.setenv("KDLIB_DATA", str(tmp_path))
+    missing = refused(lambda: suite.test("M", "cpu"))
+    assert missing.startswith(f"bsds500: no photographs found in {tmp_path} (KDLIB_DATA); set KDLIB_DATA") and "patches=bundled" in missing
+    assert data_sets()["bsds500"].state() == ("missing", missing)
+    (folder / "train").mkdir(parents=True)
+    assert f"0 train and 0 test photographs in {folder}, not 200 and 200" in refused(lambda: suite.test("M", "cpu"))
+    (folder / "train").rmdir()
+    files = write_bsds500(folder)
+    assert refused(lambda: suite.test("M", "cpu")).startswith(f"bsds500: the content in {folder} is not the declared one")
+    for file in files[3], files[4], files[7], files[200]:
+        file.write_bytes(file.read_bytes()[:-300])
     message = refused(lambda: suite.test("M", "cpu"))
-    assert message.startswith("bsds500: the content in ") and "incomplete" in message
+    assert message.startswith(f"bsds500: train/103.jpg, train/104.jpg, train/107.jpg and 1 more in {folder} cannot be decoded; fetch it anew")
+    assert data_sets()["bsds500"].state() == ("not complete", message)
+    files[0].unlink()
+    assert "199 train and 200 test photographs" in refused(lambda: suite.test("M", "cpu"))
 
 
 # real data
+
+def test_real_data_are_complete(mnist, bsds500):
+    assert [data_sets()[name].state()[0] for name in ("mnist", "bsds500")] == ["complete", "complete"]
+
 
 def test_real_mnist(mnist):
     x, y = mnist.test("orig", "cpu")

@@ -1,17 +1,21 @@
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import pickle
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
+from kdlib import models
 from kdlib import store as store_module
 from kdlib.data.digits import Digits
-from kdlib.distill import KL, Alone, Hint
+from kdlib.distill import CRD, KL, Alone, Hint
 from kdlib.models import MnistNet, Model
 from kdlib.probes import accuracy
 from kdlib.store import Store, StoreError, cache_root, describe, digest, key
@@ -88,14 +92,51 @@ def test_description_of_a_run(monkeypatch):
     assert describe(Items(Digits(), "M", 5)) == {"type": "Items", "version": 1, "data": suite, "domain": "M", "images": 5}
 
 
-@pytest.mark.parametrize("changes", [
-    {"dtype": "bfloat16"}, {"device": "cuda"}, {"seed": "student-1"}, {"data": Digits(limit=128)}, {"data": Digits("mnist")},
-    {"domains": ("orig", "M")}, {"domains": ("M", "orig")}, {"model": Model("mnistnet", {"size": 16, "dropout": False})},
-    {"objective": KL(0.1, 0.9, 4.0)}, {"objective": Hint(0.1, 0.9, "conv2", "conv2")}, {"schedule": Adadelta(11)},
-    {"schedule": Adadelta(10, batch=32)}, {"teacher": dataclasses.replace(run().teacher, seed="teacher-1")},
-], ids=str)
-def test_everything_that_determines_a_run_changes_its_key(changes):
-    assert run(**changes).key != run().key == run().key
+OTHERS = {  # for each field of what makes up a run, other values that it may have
+    Run: {"data": [Digits("mnist")], "domains": [("orig", "M"), ("M", "orig"), ("M",)], "model": [], "objective": [], "schedule": [],
+          "seed": ["student-1", "student-00"], "teacher": [], "device": ["cuda"], "dtype": ["bfloat16"]},
+    Digits: {"source": ["mnist"], "patches": ["bsds500"], "limit": [128, 1200, 10**6]},
+    Model: {"name": ["another"], "arguments": [{}, {"size": 28}, {"size": 16.0}, {"size": "16"}, {"size": 16, "dropout": False},
+                                                  {"size": 16, "dropout": True}, {"size": 16, "dropout": None}, {"sizes": 16}]},
+    Adadelta: {"epochs": [11, 100], "batch": [32], "lr": [0.1, 1 + 1e-15]},
+    KL: {"gamma": [0.9, 0.0], "alpha": [0.1, 0.8], "tau": [4.0, 8 + 1e-14]},
+    Hint: {"gamma": [2.0], "beta": [1.0, 2.5], "student_layer": ["conv1"], "teacher_layer": ["conv1", "logits"], "form": ["half"]},
+    CRD: {"gamma": [0.5], "beta": [0.5], "tau": [0.07, 0.2], "n": [64], "student_layer": ["conv2"], "teacher_layer": ["conv2"],
+          "dim": [64], "momentum": [0.9], "form": ["sampled", "printed"]},
+    Alone: {},
+}
+OBJECTIVES = KL(0.1, 0.9, 8.0), Hint(1.0, 2.0, "conv2", "conv2"), CRD(1.0, 1.0, 0.1, 32, "relu3", "relu3"), Alone()
+
+
+def variants(value):
+    """Everything that differs from a value in one field, however deep."""
+    fields = [f.name for f in dataclasses.fields(value)]
+    assert set(fields) == set(OTHERS[type(value)]), f"{type(value).__name__} has other fields now: give values for each"
+    for name in fields:
+        inner = getattr(value, name)
+        others = [*OTHERS[type(value)][name], *(variants(inner) if dataclasses.is_dataclass(inner) else ())]
+        assert others or isinstance(inner, Alone) or name == "teacher", f"nothing else to give {type(value).__name__}.{name}"
+        yield from (dataclasses.replace(value, **{name: other}) for other in others)
+
+
+def grid():
+    """Runs of every objective on every device in every precision, each with all that differ from it in one field."""
+    for objective, device, dtype in itertools.product(OBJECTIVES, ("cpu", "cuda"), ("float32", "bfloat16")):
+        one = run(objective=objective, device=device, dtype=dtype, teacher=None if isinstance(objective, Alone) else run().teacher)
+        yield from (one, *variants(one))
+
+
+def test_two_runs_share_a_key_only_if_they_are_the_same(monkeypatch):
+    monkeypatch.setitem(models.ARCHITECTURES, "another", MnistNet)
+    by_key = {}
+    for one in grid():
+        by_key.setdefault(one.key, one)
+        assert by_key[one.key] == one and repr(by_key[one.key]) == repr(one), f"{one!r} has the key of {by_key[one.key]!r}"
+        assert dataclasses.replace(one).key == one.key
+    assert len(by_key) > 500
+    measures = [Predictions(one, data, domain) for one in by_key.values() for data in (Digits(), Digits(limit=9)) for domain in ("orig", "M")]
+    measures += [Items(data, domain, n) for data in (Digits(), Digits("mnist")) for domain in ("orig", "M") for n in (0, 8)]
+    assert len({m.key for m in measures} | set(by_key)) == len(measures) + len(by_key)
 
 
 def test_the_torch_version_changes_the_key_and_its_build_does_not(monkeypatch):
@@ -124,6 +165,8 @@ def test_only_plain_values_have_a_description():
     assert describe({"a": (1, [2.5, None, True])}) == {"a": [1, [2.5, None, True]]}
     with pytest.raises(TypeError, match="cannot describe Tensor"):
         describe({"a": torch.zeros(1)})
+    with pytest.raises(TypeError, match="cannot describe .* a key that is not a string"):
+        describe({"a": {1: "x"}})  # or it would have the key of {"1": "x"}
 
 
 def test_digest_tells_names_types_shapes_and_values_apart():
@@ -187,6 +230,8 @@ DAMAGE = {
     "an edited metric": lambda f: edit(f / "meta.json", info={"loss": [0.1]}),
     "an edited digest": lambda f: edit(f / "meta.json", arrays="0" * 64),
     "meta of another key": other_meta,
+    "a file in the place of the folder": lambda f: [shutil.rmtree(f), f.touch()],
+    "a folder in the place of a file": lambda f: [(f / "meta.json").unlink(), (f / "meta.json").mkdir()],
     "an empty folder": lambda f: [file.unlink() for file in f.iterdir()],
 }
 
@@ -260,7 +305,7 @@ def test_what_another_writer_left_behind_does_no_harm(store):
     assert store.read("run", KEY) is not None
 
 
-@pytest.mark.parametrize("use", [lambda s: s.write("run", SPEC, ARRAYS, INFO), lambda s: s.lock(KEY)], ids=["write", "lock"])
+@pytest.mark.parametrize("use", [lambda s: s.write("run", SPEC, ARRAYS, INFO), lambda s: s.lock(KEY).__enter__()], ids=["write", "lock"])
 def test_a_store_that_cannot_be_written(tmp_path, use):
     (tmp_path / "file").write_text("in the way")
     store = Store(tmp_path / "file" / "store")
@@ -276,13 +321,51 @@ def test_info_that_is_not_json_is_the_callers_mistake(store):
     assert not store.root.exists()
 
 
-def test_lock_excludes_others_and_is_freed(store):
+def test_lock_excludes_other_threads_and_is_freed(store):
+    other = ThreadPoolExecutor(1)  # other processes: test_store_faults
+    assert store.idle(KEY)
     with store.lock(KEY):
-        other = store.lock(KEY)
-        with pytest.raises(TimeoutError):
-            other.acquire(timeout=0)
-    with store.lock(KEY):
-        pass
+        assert not other.submit(store.idle, KEY).result()
+        with store.lock(KEY):  # a write takes it again
+            store.write("run", SPEC, ARRAYS, INFO)
+        assert not other.submit(store.idle, KEY).result() and not other.submit(store.remove, *store.folders()).result()
+        with pytest.raises(ZeroDivisionError), store.lock("b"):
+            1 / 0
+        assert store.idle("b")
+    assert other.submit(store.idle, KEY).result()
+
+
+def test_a_writer_holds_the_lock_so_that_nobody_removes_what_it_makes(store, monkeypatch):
+    other, seen = ThreadPoolExecutor(1), []
+
+    def save(arrays, file):
+        [making] = store.folders()
+        seen.append((making.kind, making.key, other.submit(store.remove, making).result()))
+        store_module_save(arrays, file)
+
+    store_module_save = store_module.save_file
+    monkeypatch.setattr(store_module, "save_file", save)
+    store.write("run", SPEC, ARRAYS, INFO)
+    assert seen == [("making", KEY, False)] and same(store.read("run", KEY).arrays, ARRAYS)
+
+
+def test_folders_and_what_is_removed(store):
+    assert store.folders() == []
+    store.write("run", SPEC, ARRAYS, INFO)
+    store.write("measure", {**SPEC, "seed": "b"}, {"prediction": np.array([3])}, {})
+    os.utime(store.root / "run" / KEY / "meta.json", (1e9, 1e9))
+    run, measure = sorted(store.folders(), key=lambda kept: kept.kind, reverse=True)
+    assert (run.kind, run.key, run.folder) == ("run", KEY, store.root / "run" / KEY)
+    assert run.size == sum((run.folder / f).stat().st_size for f in ("meta.json", "data.safetensors"))
+    assert abs(run.written - time.time()) < 1000 and measure.kind == "measure"
+    assert store.remove(run) and store.read("run", KEY) is None and store.folders() == [measure]
+    assert store.remove(run), "gone is gone"
+    assert not list((store.root / "making").iterdir()) and KEY not in {p.name for p in (store.root / "locks").iterdir()}
+    flip(measure.folder / "data.safetensors", -1)
+    assert store.read("measure", measure.key) is None
+    [damaged] = store.folders()
+    assert (damaged.kind, damaged.key, damaged.size) == ("damaged", measure.key, measure.size)
+    assert store.remove(damaged) and store.folders() == []
 
 
 def test_the_root_is_kdlib_cache(monkeypatch, tmp_path):

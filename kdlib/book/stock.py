@@ -1,0 +1,173 @@
+"""What the store holds beside what today's chapters ask of it (`kdlib store`)."""
+
+import ast
+import contextlib
+import io
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator
+
+from kdlib.book import ROOT, BookError, results
+from kdlib.book.chapters import PROFILES, Source, sources
+from kdlib.store import KINDS, Kept, Store
+
+DAY = 24 * 60 * 60  # seconds
+Keys = frozenset[tuple[str, str]]  # (kind, key)
+
+
+def report(store: Store) -> Iterator[str]:
+    """The store in lines: what it holds, by the chapter and profile that first asks for it."""
+    folders = store.folders()
+    if not folders:
+        yield f"{store.root}: nothing in the store"
+        return
+    try:
+        wanted, rest, note = _wanted(), "no chapter", []
+    except BookError as error:
+        wanted, rest, note = {}, "not known", [str(error)]
+    yield f"{store.root}: {_counted(folders)}"
+    yield from _table(folders, wanted, rest)
+    yield from note
+
+
+def prune(store: Store, *, young: bool, yes: bool) -> Iterator[str]:
+    """Remove what no chapter asks for and what was left unfinished or damaged, in lines about it.
+
+    What no chapter asks for stays while it is younger than a day (unless `young`): it may be an experiment under way. So does
+    what a process is computing. Without `yes` nothing is removed. A chapter that cannot be planned is a BookError.
+    """
+    known = frozenset().union(*_wanted().values())
+    gone, busy, recent = [], [], []
+    for kept in store.folders():
+        if kept.kind in KINDS and (kept.kind, kept.key) in known:
+            continue
+        if kept.kind in KINDS and not young and time.time() - kept.written < DAY:
+            recent.append(kept)
+        elif store.remove(kept) if yes else store.idle(kept.key):
+            gone.append(kept)
+        else:
+            busy.append(kept)
+    if gone:
+        yield f"{store.root}: {'removed' if yes else 'to remove'}: {_counted(gone)}"
+        yield from _table(gone, {}, "no chapter")
+    else:
+        yield f"{store.root}: nothing to remove"
+    if busy:
+        yield f"kept, a process is computing them: {_counted(busy)}"
+    if recent:
+        yield f"kept, younger than a day (--all takes them too): {_counted(recent)}"
+    if gone and not yes:
+        yield "nothing was removed yet; the same command with --yes removes it"
+
+
+def asked(chapter: Source) -> dict[str, Keys]:
+    """What a chapter asks for, by profile and as it was published.
+
+    Known without data or training: the chapter's cells are executed up to `Chapter.complete`. A parameter that is `auto` is
+    tried at each value it can take, so that what another machine computed, or this one with other data at hand, counts too.
+    """
+    settings = {p: chapter.values(p, {}) for p in PROFILES if p in chapter.facts["profiles"]}
+    with contextlib.suppress(BookError):  # not published, or with parameters that the chapter no longer has
+        settings["published"] = chapter.as_published(results.read(ROOT / "book" / "results" / f"{chapter.slug}.json").provenance["parameters"])
+    return {name: frozenset().union(*(_plan(chapter, v) for v in _variants(chapter, values))) for name, values in settings.items()}
+
+
+def _wanted() -> dict[tuple[str, str], Keys]:
+    return {(slug, profile): keys for slug, chapter in sources().items() for profile, keys in asked(chapter).items()}
+
+
+def _variants(chapter: Source, values: dict) -> Iterator[dict]:
+    undecided = [[(name, choice) for choice in chapter.parameters[name].choices if choice != "auto"]
+                 for name, value in values.items() if value == "auto"]
+    for chosen in itertools.product(*undecided):
+        yield values | dict(chosen)
+
+
+def _plan(chapter: Source, values: dict) -> Keys:
+    from kdlib.book.chapter import Planned
+
+    cells = [c for c in chapter.notebook.cells if c.cell_type == "code"]
+    namespace = {"__name__": "__main__"}
+    try:
+        calls = [_completes(cell.source) for cell in cells]
+        if not any(calls):
+            return frozenset()
+        if sum(calls) > 1:
+            raise ValueError("it calls complete more than once")
+        with _planning(), contextlib.redirect_stdout(io.StringIO()):
+            for cell in cells[: calls.index(1) + 1]:
+                exec(compile(cell.source, chapter.path.name, "exec"), namespace)
+                if "parameters" in cell.metadata.get("tags", []):
+                    namespace.update(values)
+        raise ValueError("its call of complete is not reached")
+    except Planned as plan:
+        return _keys(plan.measures)
+    except Exception as error:  # whatever a cell can raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise BookError(f"{chapter.slug}: what it asks of the store cannot be planned, so nothing is pruned: {reason}") from error
+
+
+def _completes(cell: str) -> int:
+    """How often a cell names a method `complete`."""
+    return sum(isinstance(node, ast.Attribute) and node.attr == "complete" for node in ast.walk(ast.parse(cell)))
+
+
+@contextlib.contextmanager
+def _planning() -> Iterator[None]:
+    before = os.environ.get("KDLIB_RUN")
+    os.environ["KDLIB_RUN"] = json.dumps({"plan": True})
+    try:
+        yield
+    finally:
+        os.environ.pop("KDLIB_RUN") if before is None else os.environ.update(KDLIB_RUN=before)
+
+
+def _keys(measures: list) -> Keys:
+    """The measures and their runs, teachers included."""
+    found, todo = {("measure", m.key) for m in measures}, {run for m in measures for run in m.runs}
+    while todo:
+        found |= {("run", run.key) for run in todo}
+        todo = {run.teacher for run in todo if run.teacher}
+    return frozenset(found)
+
+
+def _table(folders: list[Kept], wanted: dict[tuple[str, str], Keys], rest: str) -> Iterator[str]:
+    shelves = {shelf: [] for shelf in (*wanted, (rest, ""), ("(unfinished)", ""), ("(damaged)", ""))}
+    for kept in folders:
+        special = {"making": ("(unfinished)", ""), "damaged": ("(damaged)", "")}.get(kept.kind)
+        asking = special or next((shelf for shelf, keys in wanted.items() if (kept.kind, kept.key) in keys), (rest, ""))
+        shelves[asking].append(kept)
+    rows = [("asked for by", "profile", "runs", "measurements", "size", "age")]
+    for shelf, there in shelves.items():
+        if there:
+            counts = [str(sum(k.kind == kind for k in there) or "") for kind in KINDS]
+            rows.append((*shelf, *counts, _size(there), _age(there)))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+
+
+def _counted(folders: list[Kept]) -> str:
+    runs, measures = (sum(k.kind == kind for k in folders) for kind in KINDS)
+    parts = {"runs": runs, "measurements": measures, "leftovers": len(folders) - runs - measures}
+    return ", ".join(f"{n} {what if n > 1 else what[:-1]}" for what, n in parts.items() if n) + f", {_size(folders)}"
+
+
+def _size(folders: list[Kept]) -> str:
+    size = sum(k.size for k in folders)
+    return f"{size / 1e3:.1f} kB" if size < 1e5 else f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
+
+
+def _age(folders: list[Kept]) -> str:
+    """From the youngest to the oldest."""
+    youngest, oldest = (_ago(time.time() - end(k.written for k in folders)) for end in (max, min))
+    return youngest if youngest == oldest else f"{youngest} to {oldest}"
+
+
+def _ago(seconds: float) -> str:
+    for unit, length in ("days", DAY), ("h", 3600), ("min", 60):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
