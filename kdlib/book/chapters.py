@@ -85,22 +85,24 @@ class Source:
         cell = next(c for c in self.notebook.cells if "parameters" in c.metadata.get("tags", []))
         found = {}
         for line in cell.source.splitlines():
-            if match := _LINE.match(line):
+            if not line.strip() or line.startswith("#"):
+                continue
+            try:
+                match = _LINE.match(line)
                 kind = {"bool": bool, "int": int, "float": float, "str": str}[match["type"]]
-                text = match["default"]
-                default = json.loads(text.lower() if kind is bool else text)
-                found[match["name"]] = Parameter(match["name"], kind, default, match["help"])
-            elif line.strip() and not line.startswith("#"):
-                raise BookError(f"{self.path.name}: cannot read the parameter line {line!r}; write NAME: TYPE = VALUE  # help")
+                default = json.loads(match["default"].lower() if kind is bool else match["default"])
+            except (TypeError, ValueError):  # no match, or not a value
+                raise BookError(f"{self.path.name}: cannot read the parameter line {line!r}; write NAME: TYPE = VALUE  # help") from None
+            found[match["name"]] = Parameter(match["name"], kind, default, match["help"])
         return found
 
     def values(self, profile: str, given: dict[str, str]) -> dict[str, object]:
         """Every parameter's value: the notebook's default, changed by the profile, changed by what was given."""
         near("profile", profile, self.facts["profiles"])
         values = {name: p.default for name, p in self.parameters.items()} | dict(self.facts["profiles"][profile])
-        for name, text in given.items():
+        for name in (*values, *given):
             near(f"parameter of {self.slug}", name, self.parameters)
-            values[name] = self.parameters[name].parse(text)
+        values |= {name: self.parameters[name].parse(text) for name, text in given.items()}
         return {name: self.parameters[name].check(value) for name, value in values.items()}
 
     def as_published(self, was: dict[str, object]) -> dict[str, object]:

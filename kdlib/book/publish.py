@@ -5,11 +5,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import nbformat
-
 from kdlib.book import ROOT, BookError
 from kdlib.book import results as results_file
-from kdlib.book.chapters import Source, source_digest
+from kdlib.book.chapters import Source, read_notebook, source_digest
 from kdlib.book.execute import digest
 from kdlib.store import Store
 
@@ -25,10 +23,11 @@ def publish(chapter: Source, executed: Path, root: Path = ROOT) -> str:
     notebook = executed / f"{chapter.slug}.ipynb"
     if not notebook.exists():
         raise BookError(f"no executed chapter {notebook}; run it first: kdlib run {chapter.slug} --out {executed}")
+    content = read_notebook(notebook)
     results = results_file.read(executed / "results" / f"{chapter.slug}.json")
-    if source_digest(nbformat.read(notebook, as_version=4)) != chapter.digest or results.provenance["source"] != chapter.digest:
+    if source_digest(content) != chapter.digest or results.provenance["source"] != chapter.digest:
         raise BookError(f"{chapter.slug}: its source has changed since it was executed in {executed}; run it again")
-    if nbformat.read(notebook, as_version=4).metadata["kdlib"].get("results") != digest(executed / "results" / f"{chapter.slug}.json"):
+    if content.metadata["kdlib"].get("results") != digest(executed / "results" / f"{chapter.slug}.json"):
         raise BookError(f"{chapter.slug}: the notebook and the results file in {executed} are not of one execution; run it again")
     if results.provenance["profile"] == "smoke":
         raise BookError(f"{chapter.slug}: the smoke profile proves that a chapter runs and claims nothing; it is not published")

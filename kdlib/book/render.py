@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from bs4 import BeautifulSoup, Tag
 
 from kdlib.book import ROOT, BookError
-from kdlib.book.chapters import contents, sources
+from kdlib.book.chapters import contents, read_notebook, sources
 
 BOOK = ROOT / "book"
 
@@ -72,6 +72,7 @@ def _place(slug: str, chapters_dir: Path, source: Path) -> None:
         title = sources()[slug].title if slug in sources() else slug.replace("-", " ").capitalize()
         (source / "chapters" / f"{slug}.md").write_text(STUB.format(slug=slug, title=title))
         return
+    read_notebook(executed)  # or one line about it
     notebook = json.loads(executed.read_text())
     for cell in notebook["cells"]:
         if "injected-parameters" in cell["metadata"].get("tags", []):

@@ -96,14 +96,15 @@ def _plan(chapter: Source, values: dict) -> Keys:
             return frozenset()
         if sum(calls) > 1:
             raise ValueError("it calls complete more than once")
-        with _planning(), contextlib.redirect_stdout(io.StringIO()):
-            for cell in cells[: calls.index(1) + 1]:
-                exec(compile(cell.source, chapter.path.name, "exec"), namespace)
-                if "parameters" in cell.metadata.get("tags", []):
-                    namespace.update(values)
+        try:
+            with _planning(), contextlib.redirect_stdout(io.StringIO()):
+                for cell in cells[: calls.index(1) + 1]:
+                    exec(compile(cell.source, chapter.path.name, "exec"), namespace)
+                    if "parameters" in cell.metadata.get("tags", []):
+                        namespace.update(values)
+        except Planned as plan:
+            return _keys(plan.measures)
         raise ValueError("its call of complete is not reached")
-    except Planned as plan:
-        return _keys(plan.measures)
     except Exception as error:  # whatever a cell can raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise BookError(f"{chapter.slug}: what it asks of the store cannot be planned, so nothing is pruned: {reason}") from error
