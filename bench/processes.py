@@ -13,7 +13,8 @@ from kdlib.data.digits import Digits
 from kdlib.distill import KL, Alone
 from kdlib.models import Model
 from kdlib.store import Store
-from kdlib.study import Predictions, complete
+from kdlib.measures import Predictions
+from kdlib.study import complete
 from kdlib.train import Adadelta, Run, finish
 
 TITLE = "A study on two processes"
