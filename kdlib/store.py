@@ -14,8 +14,8 @@ import stat
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -128,25 +128,28 @@ class Store:
                 os.rename(making, folder)
             except Exception as error:  # safetensors has an exception of its own for a full disk
                 if not folder.is_dir():
-                    raise self._cannot_write(error) from error
+                    raise _cannot_write(self.root, error) from error
             finally:
                 shutil.rmtree(making, ignore_errors=True)
 
-    @contextmanager
-    def lock(self, key: str) -> Iterator[None]:
+    def lock(self, key: str) -> FileLock:
         """Held while an entry is computed, so that two processes do not compute it twice; freed if a process dies.
 
         The thread that holds it may take it again.
         """
-        with self._locked(key, wait=True):
-            yield
+        folder = self.root / "locks"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _cannot_write(self.root, error) from error
+        return _Lock(folder / key, is_singleton=True)
 
     def idle(self, key: str) -> bool:
         """Whether no process computes this entry just now."""
         if not (self.root / "locks" / key).exists():
             return True
         try:
-            with self._locked(key, wait=False):
+            with self.lock(key).acquire(blocking=False):
                 return True
         except Timeout:
             return False
@@ -168,14 +171,14 @@ class Store:
 
     def remove(self, kept: Kept) -> bool:
         """Remove a folder of the store and its lock. False, and nothing is removed, while a process computes that entry."""
+        lock, gone = self.lock(kept.key), self._scratch(kept.key)
         try:
-            with self._locked(kept.key, wait=False) as lock:
-                gone = self._scratch(kept.key)
+            with lock.acquire(blocking=False):
                 gone.parent.mkdir(exist_ok=True)
                 with suppress(FileNotFoundError):  # another process was first
                     os.rename(kept.folder, gone)  # out of sight in one step: a kill leaves no half of an entry behind
                     shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
-                lock.unlink()
+                os.unlink(lock.lock_file)
         except Timeout:
             return False
         except OSError as error:
@@ -210,26 +213,6 @@ class Store:
                     raise StoreError(f"store: the archive {file} is damaged: {error}; restore it or remove it") from error
         return self._archived
 
-    @contextmanager
-    def _locked(self, key: str, wait: bool) -> Iterator[Path]:
-        file = self.root / "locks" / key
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(file, is_singleton=True)
-            lock.acquire(blocking=wait)
-        except Timeout:
-            raise
-        except OSError as error:
-            raise self._cannot_write(error) from error
-        try:
-            yield file
-        finally:
-            lock.release()
-
-    def _cannot_write(self, error: Exception) -> StoreError:
-        return StoreError(f"store: cannot write under {self.root}: {getattr(error, 'strerror', None) or error}; make room, or point "
-                          "KDLIB_CACHE to a folder that can be written")
-
     def _folder(self, kind: str, key: str) -> Path:
         return self.root / kind / key
 
@@ -249,6 +232,21 @@ class Store:
 
 
 _DAMAGE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # among the errors that reading a file can raise
+
+
+class _Lock(FileLock):
+    def acquire(self, *arguments, **options):
+        try:
+            return super().acquire(*arguments, **options)
+        except Timeout:
+            raise
+        except OSError as error:
+            raise _cannot_write(Path(self.lock_file).parents[1], error) from error
+
+
+def _cannot_write(root: Path, error: Exception) -> StoreError:
+    return StoreError(f"store: cannot write under {root}: {getattr(error, 'strerror', None) or error}; make room, or point "
+                      "KDLIB_CACHE to a folder that can be written")
 
 
 def _to_stderr(line: str) -> None:
