@@ -51,7 +51,7 @@ def test_whole_and_self_contained(book):
 
 def test_executed_chapter_keeps_number_caption_alt_and_results(book):
     page = chapter(book)
-    assert "The gain is 0.06, see Fig. 1.1 and Ojha" in page.article.get_text()
+    assert "The gain is 0.06, see Fig. 2.1 and Ojha" in page.article.get_text()
     figure = page.find("figure", id="fig-agreement")
     assert figure.img["alt"] == ALT and CAPTION in figure.figcaption.get_text()
     assert (book / "chapters" / figure.img["src"]).read_bytes() == base64.b64decode(PNG)
