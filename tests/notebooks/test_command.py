@@ -24,7 +24,7 @@ def test_a_relative_cache_is_the_callers(tmp_path):
 def test_a_part_is_stored_and_writes_nothing_and_parts_add_up(tmp_path):
     words = ["run", SLUG, "--profile", "smoke", "-p", "limit=64", "--out", tmp_path / "out"]
     part = kdlib(*words, "--only", "seed=1", "--only", "method=KL", KDLIB_CACHE=str(tmp_path / "cache"))
-    assert part.returncode == 0 and "3 of 72 measurements are in the store" in part.stdout, part.stdout + part.stderr
+    assert part.returncode == 0 and "3 of 90 measurements are in the store" in part.stdout, part.stdout + part.stderr
     assert "2 networks to train" in part.stdout and not list((tmp_path / "out").iterdir())
     rest = kdlib(*words, KDLIB_CACHE=str(tmp_path / "cache"))
     assert rest.returncode == 0 and "22 networks to train" in rest.stdout, rest.stdout + rest.stderr
@@ -51,5 +51,5 @@ def test_publishing_carries_notebook_results_and_measurements(smoke, tmp_path, m
     monkeypatch.setenv("KDLIB_CACHE", str(smoke[1]))
     root = book_root(tmp_path)
     line = publish(source(SLUG), executed(smoke[0], tmp_path / "executed"), root)
-    assert "published domain-adaptation (cpu profile" in line and "75 measurements" in line
+    assert "published domain-adaptation (cpu profile" in line and "93 measurements" in line
     assert {p.name for p in (root / "book").rglob("*") if p.is_file()} == {f"{SLUG}.ipynb", f"{SLUG}.json", f"{SLUG}.npz"}
