@@ -17,7 +17,7 @@ from PIL import Image
 from kdlib.book import ROOT, chapters, command, stock
 from kdlib.book import publish as publishing
 from kdlib.store import Store
-from notebooks_command import SLUG, executed, kdlib
+from notebooks_command import CHAPTERS, SLUG, executed, kdlib
 
 
 def contents(*folders):
@@ -392,4 +392,4 @@ def test_a_run_that_is_cut_off_says_so_and_keeps_what_had_finished(place, strike
     finished = [p.name for p in (store.root / "run").iterdir()]
     assert finished and all(store.read("run", key) for key in finished)
     assert before.items() <= contents(place["out"]).items()
-    assert {p.name for p in place["out"].iterdir()} <= {f"{SLUG}.ipynb", f"{SLUG}.failed.ipynb", "results"}
+    assert {p.name for p in place["out"].iterdir()} <= {*(f"{slug}.ipynb" for slug in CHAPTERS), f"{SLUG}.failed.ipynb", "results"}
