@@ -1,10 +1,9 @@
 """Measurements: probes put to runs on data. Each is a value, like a run, and its arrays are what the store keeps.
 
-Subclasses of `Measure` are frozen dataclasses with `runs` and `compute`. What several networks are asked about (the test
-items, the planes) is a measurement without runs.
+What several networks are asked about (the test items, the planes) is a measurement without runs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import ClassVar
 
@@ -18,13 +17,23 @@ from kdlib.train import Run
 
 
 class Measure:
-    """`compute` gets the networks of `runs`, in their order, and returns the arrays to keep."""
+    """Subclasses are frozen dataclasses with a `version`. Their fields that are runs are `runs`, in their order, whose
+    networks `compute` gets; it returns the arrays to keep."""
 
-    runs: tuple[Run, ...] = ()
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        return tuple(value for value in self._fields().values() if isinstance(value, Run))
+
+    def describe(self) -> dict:
+        return {"type": type(self).__name__, "version": self.version,
+                **{n: v.key if isinstance(v, Run) else describe(v) for n, v in self._fields().items()}}
 
     @cached_property
     def key(self) -> str:
-        return key(describe(self))
+        return key(self.describe())
+
+    def _fields(self) -> dict:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def compute(self, *nets: torch.nn.Module) -> Arrays:
         raise NotImplementedError
@@ -53,13 +62,7 @@ class Predictions(Measure):
     data: object
     domain: str
 
-    @property
-    def runs(self):
-        return (self.run,)
-
-    def describe(self) -> dict:
-        return {"type": "Predictions", "version": accuracy.version, "run": self.run.key, "data": describe(self.data),
-                "domain": self.domain}
+    version: ClassVar[int] = accuracy.version
 
     def compute(self, net):
         x, _ = self.data.test(self.domain, self.run.device)
@@ -79,14 +82,6 @@ class Features(Measure):
 
     version: ClassVar[int] = 1
 
-    @property
-    def runs(self):
-        return (self.run,)
-
-    def describe(self) -> dict:
-        return {"type": "Features", "version": self.version, "run": self.run.key, "data": describe(self.data), "domain": self.domain,
-                "layer": self.layer, "items": self.items}
-
     @torch.no_grad()
     def compute(self, net):
         x = self.data.test(self.domain, self.run.device)[0][: self.items]
@@ -104,13 +99,7 @@ class Divergence(Measure):
     domain: str
     items: int
 
-    @property
-    def runs(self):
-        return self.run, self.teacher
-
-    def describe(self) -> dict:
-        return {"type": "Divergence", "version": divergence.version, "run": self.run.key, "teacher": self.teacher.key,
-                "data": describe(self.data), "domain": self.domain, "items": self.items}
+    version: ClassVar[int] = divergence.version
 
     def compute(self, student, teacher):
         x = self.data.test(self.domain, self.run.device)[0][: self.items]
@@ -155,13 +144,12 @@ class Regions(Measure):
     run: Run
     planes: Planes
 
-    @property
-    def runs(self):
-        return (self.run,)
+    version: ClassVar[int] = boundary.version
 
     def describe(self) -> dict:
-        planes = {name: value for name, value in describe(self.planes).items() if name != "images"}
-        return {"type": "Regions", "version": boundary.version, "run": self.run.key, "planes": planes}
+        whole = super().describe()
+        del whole["planes"]["images"]  # how many are pictured changes no region
+        return whole
 
     def compute(self, net):
         p, (_, x) = self.planes, self.planes.draw(self.run.device)

@@ -37,6 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"kdlib: {error.name} is not installed; the book's commands need a clone of the repository and, in it, "
               "pip install -e '.[book]'", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # `kdlib chapters | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         print(f"kdlib: {error.filename or 'a file'}: {error.strerror or error}; name another folder, or make room", file=sys.stderr)
         return 1

@@ -38,7 +38,7 @@ def execute(chapter: Source, values: dict, out: Path, *, profile: str, jobs: int
         try:
             with _environment(KDLIB_RUN=json.dumps(order), JUPYTER_PREFER_ENV_PATH="1", **folders), \
                     _follow(progress, say), _quiet(Path(making, "stderr")):
-                papermill.execute_notebook(chapter.path, notebook, parameters=values, progress_bar=False, kernel_name="python3",
+                papermill.execute_notebook(chapter.path, notebook, parameters=values, progress_bar=False, kernel_name="python3", language="python",
                                            cwd=making, config=Config({"KernelManager": {"transport": "ipc"}}),
                                            start_timeout=300, iopub_timeout=60)
         except PapermillExecutionError as error:

@@ -19,9 +19,9 @@ def points(effect: dict) -> str:
     return _with_interval(effect, 100, 1)
 
 
-def plain(effect: dict) -> str:
+def plain(effect: dict, digits: int = 2) -> str:
     """An effect in its own unit with its interval: '+0.81 [+0.20, +0.97]'."""
-    return _with_interval(effect, 1, 2)
+    return _with_interval(effect, 1, digits)
 
 
 def effect(row: dict, unit: str) -> str:
@@ -41,6 +41,13 @@ def transfer(effect: dict) -> str:
     if effect["transfer"] is None:
         return effect["flag"] or "–"
     return typeset(f"{effect['transfer']:.2f} [{effect['transfer_low']:.2f}, {effect['transfer_high']:.2f}]")
+
+
+def uncorrected(judged: list[dict]) -> str:
+    """Which intervals clear of zero have a Holm-adjusted p above .05: a verdict looks at each by itself."""
+    names = [f"{v['claim'].method} on {d}" for v in judged for d, row in v["rows"].items() if clear(row) and v["holm"][d] > 0.05]
+    return (f"Verdicts look at each interval by itself. Adjusted for all the tests of this page, p is above .05 for {listed(names, '')}."
+            if names else "")
 
 
 def count(n: int, what: str) -> str:
@@ -91,8 +98,12 @@ def settings(slug: str) -> HTML:
 def provenance(results: Results) -> HTML:
     """Where this page's numbers come from."""
     facts = results.provenance
+    chapter, changed = source(results.chapter), []
+    if facts["profile"] in chapter.facts["profiles"]:
+        own = chapter.values(facts["profile"], {})
+        changed = [f"{n}={v}" for n, v in facts["parameters"].items() if n in own and own[n] not in (v, "auto")]
     rows = [["parameters", ", ".join(f"{k}={v}" for k, v in facts["parameters"].items())],
-            ["profile", facts["profile"]], ["commit", facts["commit"] or "–"], ["device", f"{facts['device']}, {facts['dtype']}"],
+            ["profile", facts["profile"] + (f", changed: {', '.join(changed)}" if changed else "")], ["commit", facts["commit"] or "–"], ["device", f"{facts['device']}, {facts['dtype']}"],
             ["versions", ", ".join(f"{k} {v}" for k, v in facts["versions"].items())],
             ["seeds", ", ".join(map(str, facts["seeds"]))], ["start", facts["start"]],
             ["duration", f"{facts['duration']:.0f} s (runs and measurements found in the store are read, not repeated)"]]

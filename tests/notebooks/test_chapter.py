@@ -117,7 +117,7 @@ def test_what_the_page_says_is_what_was_recorded(smoke):
     assert checked == 3 * 9
     words = " ".join(outputs(out / f"{SLUG}.ipynb", "text/markdown"))
     assert f"{text.points(found.find(method='KL', reference='KL*', domain='color', measure='accuracy'))} on color" in words
-    assert all(v["verdict"].startswith("not tested") for v in claims.verdicts(SLUG, found, real=False))
+    assert all(v["verdict"].startswith("not tested") for v in claims.verdicts(SLUG, found))
 
 
 def test_boundaries_are_compared_as_the_measurements_say(smoke, measured):

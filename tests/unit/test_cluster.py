@@ -78,7 +78,7 @@ def silent(line):
 def dask(folder, *workers, **environment):
     """A scheduler's address, the processes of it and of a worker for each of `workers` (its options), and what they print."""
     file, processes = folder / "scheduler.json", []
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path]), **environment}
+    environment = {**{k: v for k, v in os.environ.items() if k != "KDLIB_DATA"}, "OMP_NUM_THREADS": "2", "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path]), **environment}
 
     def start(*words):
         with open(folder / "log", "a") as log:
@@ -301,7 +301,7 @@ def test_a_chapter_run_on_a_cluster_is_the_one_run_here(two_workers, tmp_path):
 
     said, there, stored_there = run("there", "--scheduler", two_workers)
     _, here, stored_here = run("here")
-    assert f"{SLUG}: 2 workers at {two_workers}\n{SLUG}: 8 networks to train" in said
+    assert f"{SLUG}: 2 workers at {two_workers}\n{SLUG}: 10 networks to train" in said
     assert stored_there == stored_here and (there["records"], there["effects"]) == (here["records"], here["effects"])
     assert all(there["provenance"][name] == here["provenance"][name] for name in ("device", "dtype", "parameters", "measurements"))
     notebook = nbformat.read(tmp_path / "there" / f"{SLUG}.ipynb", as_version=4)
