@@ -3,7 +3,6 @@
 import argparse
 import datetime
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -28,7 +27,6 @@ def main() -> int:
     if unknown:
         parser.error(f"no question {', '.join(sorted(unknown))}; there are {', '.join(QUESTIONS)}")
     torch.set_num_threads(1)
-    started = time.perf_counter()
     parts = []
     for name in options.questions or QUESTIONS:
         question = QUESTIONS[name]
@@ -43,9 +41,10 @@ def main() -> int:
             print("  " + "  ".join(row), flush=True)
             rows.append(row)
         parts.append(f"## {question.TITLE}\n\n{question.SAYS.format(**facts)}\n\n{table(question.HEADER, rows)}\n")
-    head = (f"# How fast it is\n\nWritten by `python -m bench{' --quick' * options.quick}` on {datetime.date.today()}, in "
-            f"{time.perf_counter() - started:.0f} s: {machine('cpu', 'float32')[2]}, PyTorch {torch.__version__.split('+')[0]}. Times are "
-            "medians. What is compared was timed in turn, so ratios are taken round by round: their median, with quartiles in brackets.")
+    head = (f"# How fast it is\n\nWritten by `python -m bench{' --quick' * options.quick}` on {datetime.date.today()}: "
+            f"{machine('cpu', 'float32')[2]}, PyTorch {torch.__version__.split('+')[0]}. What is compared "
+            "was timed in turn and ratios are taken round by round: their median, with quartiles in brackets. A CPU's seconds say little "
+            "elsewhere, so they are left out.")
     if options.quick:
         head += " **Tiny sizes and single rounds: these numbers mean nothing.**"
     options.out.write_text("\n\n".join([head, *parts]))

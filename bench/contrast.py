@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from bench.timing import ratio, seconds, side_by_side, timed
+from bench.timing import ratio, side_by_side, timed
 from kdlib import losses
 
 TITLE = "CRD: the whole bank against drawn negatives"
@@ -11,7 +11,7 @@ SAYS = """One direction of the loss and its gradient, D = 128, 64 images, tau 0.
 over the whole bank, with the mask of other classes. Drawn is `kdlib.losses.crd_sampled` on N rows of the bank for each
 image, drawn and gathered anew in each step, as RepDistiller and those that follow it do. The exact loss is what the drawn
 one is on average. Target: exact at least 10 times cheaper at N = 16,384; at N = 32 drawing wins."""
-HEADER = ("bank", "N", "exact", "drawn", "drawn / exact", "loss, exact", "loss, drawn")
+HEADER = ("bank", "N", "drawn / exact", "loss, exact", "loss, drawn")
 TAU, BATCH = 0.07, 64
 
 
@@ -53,4 +53,4 @@ def rows(quick: bool):
     for n in (32, 64) if quick else (32, 16_384):
         one, other = exact(m, n), drawn(m, n)
         pair = side_by_side(timed(one), timed(other), 1 if quick else 15)
-        yield (f"{m:,}", f"{n:,}", seconds(pair.ours), seconds(pair.other), ratio([1 / r for r in pair.ratios]), f"{one():.4g}", f"{other():.4g}")
+        yield (f"{m:,}", f"{n:,}", ratio([1 / r for r in pair.ratios]), f"{one():.4g}", f"{other():.4g}")

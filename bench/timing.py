@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median, quantiles
+from statistics import quantiles
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,6 @@ def timed(work: Callable[[], object], times: int = 1) -> Callable[[], float]:
             work()
         return (time.perf_counter() - started) / times
     return run
-
-
-def seconds(values: list[float]) -> str:
-    middle = median(values)
-    return f"{middle:.2f} s" if middle >= 1 else f"{middle * 1e3:.3g} ms" if middle >= 1e-3 else f"{middle * 1e6:.3g} µs"
 
 
 def ratio(values: list[float]) -> str:

@@ -20,6 +20,10 @@ from kdlib.store import Arrays, Store, StoreError, describe
 from kdlib.train import Run, finish, repeatable
 
 
+# One thread, and glibc keeps the memory that a step frees: the next one needs it again, page by page.
+WORKER = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(2**28), "MALLOC_TRIM_THRESHOLD_": str(2**29), "MALLOC_TOP_PAD_": str(2**26)}
+
+
 def arms(*, data, teacher: Model, student: Model, teacher_domains, teacher_star_domains, student_domains, objectives: dict,
          seeds: Iterable[int], schedule, device: str, dtype: str) -> dict[tuple[str, int], Run]:
     """The runs of a teacher-student pair, controls included, by (method, seed).
@@ -60,7 +64,7 @@ def complete(measures: Iterable[Measure], store: Store, *, jobs: int | str | Exe
         elif not isinstance(jobs, int):
             _work(todo, store, jobs, progress)
         else:
-            executor = get_reusable_executor(max_workers=jobs, env={"OMP_NUM_THREADS": "1"})
+            executor = get_reusable_executor(max_workers=jobs, env=WORKER)
             try:
                 with warnings.catch_warnings():  # a worker that has loaded its data has not leaked memory
                     warnings.filterwarnings("ignore", "A worker (was restarted|stopped)", module="loky")
