@@ -7,10 +7,8 @@ M       |patch - x| with a patch of a photograph, fixed per image as in MNIST-M 
         testing use different photographs
 """
 
-import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,6 +17,7 @@ import torch
 from torch import Generator, Tensor
 
 from kdlib.data import DataError, DataSet, MissingData, data_root
+from kdlib.data.files import decodes, first_line, installed, rgb, verify
 
 DOMAINS = ("orig", "color", "M")
 SIZES = {"embedded": 16, "mnist": 28}
@@ -139,15 +138,15 @@ def _embedded(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _embedded_whole() -> tuple[Path, np.ndarray, np.ndarray]:
-    folder = _installed("sklearn.datasets.data", "embedded", "scikit-learn")
+    folder = installed("sklearn.datasets.data", "embedded", "scikit-learn")
     from sklearn.datasets import load_digits
 
     try:
         digits = load_digits()
     except Exception as error:  # whatever gzip and NumPy say of a damaged file
-        raise DataError(f"embedded: not readable from {folder}: {_line(error)}; install scikit-learn anew") from error
+        raise DataError(f"embedded: not readable from {folder}: {first_line(error)}; install scikit-learn anew") from error
     images, labels = digits.images.astype(np.uint8), digits.target.astype(np.uint8)
-    _verify("embedded", images.tobytes() + labels.tobytes(), f"of {folder}", "install scikit-learn anew")
+    verify("embedded", DIGESTS["embedded"], images.tobytes() + labels.tobytes(), f"of {folder}", "install scikit-learn anew")
     return folder / "digits.csv.gz", images, labels
 
 
@@ -165,7 +164,7 @@ def _mnist_whole(download: bool) -> tuple[Path, list]:
     where = f"{root / 'MNIST' / 'raw'} ({'KDLIB_DATA' if named else 'torchvision downloads to it'})"
     if not download and not (root / "MNIST" / "raw").is_dir():
         raise MissingData(f"mnist: nothing in {where}; {GET['mnist']}")
-    _installed("torchvision", "mnist", "torchvision")
+    installed("torchvision", "mnist", "torchvision")
     from torchvision.datasets import MNIST
 
     try:
@@ -177,8 +176,8 @@ def _mnist_whole(download: bool) -> tuple[Path, list]:
             raise ValueError(", ".join(wrong))
         parts = [MNIST(root, train=train) for train in (True, False)]
     except Exception as error:  # torchvision raises RuntimeError, ValueError, OSError and struct.error here
-        raise DataError(f"mnist: not readable from {where}: {_line(error)}; {GET['mnist']}") from error
-    _verify("mnist", b"".join(t.numpy().tobytes() for p in parts for t in (p.data, p.targets.byte())), f"of {where}",
+        raise DataError(f"mnist: not readable from {where}: {first_line(error)}; {GET['mnist']}") from error
+    verify("mnist", DIGESTS["mnist"], b"".join(t.numpy().tobytes() for p in parts for t in (p.data, p.targets.byte())), f"of {where}",
             f"fetch it anew and {GET['mnist']}")
     return root / "MNIST" / "raw", parts
 
@@ -195,18 +194,18 @@ def _problem(path: Path, size: int, start: bytes) -> str | None:
 
 def _bundled(split: str) -> list[np.ndarray]:
     """The installed photographs at half size (means of 2x2 pixels), so that a 16-pixel patch shows something."""
-    photographs = [_rgb(path) for path in _bundled_files()[split]]
+    photographs = [rgb(path) for path in _bundled_files()[split]]
     return [p[: len(p) // 2 * 2, : p.shape[1] // 2 * 2].reshape(len(p) // 2, 2, p.shape[1] // 2, 2, 3)
             .mean((1, 3)).round().astype(np.uint8) for p in photographs]
 
 
 def _bundled_files() -> dict[str, list[Path]]:
     packages = {"sklearn.datasets.images": "scikit-learn", "skimage.data": "scikit-image"}
-    folders = [_installed(package, "bundled", name) for package, name in packages.items()]
+    folders = [installed(package, "bundled", name) for package, name in packages.items()]
     files = {split: [folders[name not in ("china.jpg", "flower.jpg")] / name for name in names] for split, names in BUNDLED.items()}
     if lacking := [str(f) for part in files.values() for f in part if not f.is_file()]:
         raise DataError(f"bundled: {', '.join(lacking)} not found; install {' and '.join(packages.values())} anew")
-    _verify("bundled", b"".join(f.read_bytes() for part in files.values() for f in part),
+    verify("bundled", DIGESTS["bundled"], b"".join(f.read_bytes() for part in files.values() for f in part),
             f"of {' and '.join(map(str, folders))}", f"install {' and '.join(packages.values())} anew")
     return files
 
@@ -221,7 +220,7 @@ def bsds500_folder() -> Path | None:
 
 
 def _bsds500(split: str) -> list[np.ndarray]:
-    return [_rgb(f) for f in _bsds500_files()[split]]
+    return [rgb(f) for f in _bsds500_files()[split]]
 
 
 def _bsds500_files() -> dict[str, list[Path]]:
@@ -237,48 +236,14 @@ def _bsds500_files() -> dict[str, list[Path]]:
     files["test"] = files["test"][::found["test"] // 100]
     every = [f for part in files.values() for f in part]
     try:
-        _verify("bsds500", b"".join(f.read_bytes() for f in every), f"in {folder}", f"fetch it anew and {GET['bsds500']}")
+        verify("bsds500", DIGESTS["bsds500"], b"".join(f.read_bytes() for f in every), f"in {folder}", f"fetch it anew and {GET['bsds500']}")
     except DataError as error:
-        damaged = [str(f.relative_to(folder)) for f in every if not _decodes(f)]
+        damaged = [str(f.relative_to(folder)) for f in every if not decodes(f)]
         if damaged:
             raise DataError(f"bsds500: {', '.join(damaged[:3])}{f' and {len(damaged) - 3} more' if damaged[3:] else ''} in {folder} "
                             f"cannot be decoded; fetch it anew and {GET['bsds500']}") from error
         raise
     return files
-
-
-def _rgb(path: Path) -> np.ndarray:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-def _decodes(path: Path) -> bool:
-    try:
-        _rgb(path)
-    except Exception:  # PIL raises OSError, SyntaxError, ValueError and more
-        return False
-    return True
-
-
-def _installed(package: str, name: str, distribution: str) -> Path:
-    """The folder of an installed package; MissingData where it is not installed."""
-    try:
-        return Path(str(resources.files(package)))
-    except ModuleNotFoundError:
-        raise MissingData(f"{name}: needs {distribution}, which is not installed; pip install 'kdlib[data]'") from None
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _verify(name: str, content: bytes, where: str, mend: str) -> None:
-    found = hashlib.sha256(content).hexdigest()[:16]
-    if found != DIGESTS[name]:
-        raise DataError(f"{name}: the content {where} is not the declared one (digest {found}, declared {DIGESTS[name]}): "
-                        f"incomplete, damaged or another edition; {mend}")
 
 
 SETS = {
