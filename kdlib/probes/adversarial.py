@@ -81,8 +81,8 @@ def calibrate(net: nn.Module, x: Tensor, y: Tensor, *, rate: float = 0.85, steps
     steps, which are theirs at eps = 4 / 255: step 1 / 255, and min(eps + 4, 1.25 eps) steps with eps in levels of a byte.
 
     The smallest of the multiples of 1 / 1020, a quarter of a level, by doubling from 1 / 255 and then bisection: the rate
-    is reached there and is not a quarter of a level below. It rises with eps but for a few images, so that a still smaller
-    eps may reach it as well. ValueError where it is reached nowhere up to `largest`.
+    is reached there and not a quarter of a level below. The share need not rise with each step of eps, so a still smaller eps
+    may reach the rate as well. ValueError where it is reached nowhere up to `largest`.
     """
     if not 0 < rate <= 1:
         raise ValueError(f"calibrate: rate must be in (0, 1], got {rate}")
