@@ -19,6 +19,7 @@ SAYS = """`kdlib.probes.adversarial.ifgsm`, five steps on random images, float32
 trained ones do. Bare is five forward passes, and five backward passes to the input, of the same network with its parameters
 frozen: no signs, no steps, no clipping. The other is BIM of torchattacks {torchattacks}. In a process like those in which
 `kdlib.study` works. Target: at most 1.05 of bare."""
+NEEDS = ("torchattacks", "torchvision")
 HEADER = ("network", "images", "against", "ours / other", "pixels that differ")
 STEPS = 5
 EPS, STEP = 4 / 255, 1 / 255

@@ -10,9 +10,10 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from kdlib.models import features
-from kdlib.probes import accuracy, adversarial, boundary, divergence
+from kdlib.probes import accuracy, adversarial, boundary, divergence, localization
 from kdlib.store import Arrays, describe, key
 from kdlib.train import Run, stream
 
@@ -106,6 +107,66 @@ class Divergence(Measure):
     def compute(self, student, teacher):
         x = self.data.test(self.domain, self.run.device)[0][: self.items]
         return {"nats": divergence.kl(student, teacher, x).half().cpu().numpy()}
+
+
+@dataclass(frozen=True)
+class Maps(Measure):
+    """Where one network finds the true class in the first `items` images of a test domain: `map` (items, h, w), each divided by its
+    largest absolute value, so that no cosine changes; all-zero maps stay so.
+
+    Grad-CAM at `layer` is stored as uint8, 0 to 255; `method` "integrated" (no layer: None) is signed, as int8, -127 to 127. `grid`
+    average-pools maps to grid x grid cells; integrated maps have the image's size otherwise. On 3,925 photographs with maps of 8 x 8
+    cells, rounding moved cosines by 0.0002 on average (int8, on 150: 0.0006) and the share of `nearer` by 0.0005, and an archive took 216 kB a
+    network (float16: 370 kB). So this is for some hundred images and for pictures; `MapCosine` serves whole test sets.
+    """
+
+    run: Run
+    data: object
+    domain: str
+    layer: str | None
+    items: int
+    method: str = "gradcam"
+    grid: int | None = None
+
+    version: ClassVar[int] = localization.version
+
+    def __post_init__(self):
+        if self.method not in ("gradcam", "integrated") or (self.method == "integrated") != (self.layer is None):
+            raise ValueError(f"maps: method is gradcam, at a layer, or integrated, without one; not {self.method!r} at {self.layer!r}")
+
+    def of(self, net: torch.nn.Module) -> torch.Tensor:
+        """The maps as they are, float32."""
+        x, y = (t[: self.items] for t in self.data.test(self.domain, self.run.device))
+        maps = (localization.integrated_gradients(net, x, y) if self.layer is None else
+                localization.gradcam(net, x, y, layer=self.layer))
+        return maps if self.grid is None else F.adaptive_avg_pool2d(maps, self.grid)
+
+    def compute(self, net):
+        maps, (top, kind) = self.of(net), (127, torch.int8) if self.layer is None else (255, torch.uint8)
+        largest = maps.abs().amax((1, 2), keepdim=True)
+        return {"map": (top * (maps / largest.where(largest > 0, 1))).round().to(kind).cpu().numpy()}
+
+
+@dataclass(frozen=True)
+class MapCosine(Measure):
+    """How alike two networks' maps of the same images are: `cosine` (items,), float32 from the unrounded maps, NaN where either is all
+    zero. `localization.closer` compares two students by it; 3,925 images take 13 kB in an archive."""
+
+    maps: Maps
+    teacher: Maps
+
+    version: ClassVar[int] = localization.version
+
+    def __post_init__(self):
+        if any(getattr(self.maps, name) != getattr(self.teacher, name) for name in ("data", "domain", "items", "method")):
+            raise ValueError("map cosine: the two maps are not of the same images by the same method")
+
+    @property
+    def runs(self):
+        return self.maps.run, self.teacher.run
+
+    def compute(self, net, teacher):
+        return {"cosine": localization.cosine(self.maps.of(net), self.teacher.of(teacher)).cpu().numpy()}
 
 
 @dataclass(frozen=True)
