@@ -1,6 +1,6 @@
 """Drawn scenes: one object before a background, whose class its shape always tells, and its texture and colour often.
 
-scene         the object with its texture and colour, before a dull photograph; the domain that networks learn
+scene         the object with its texture and colour, before a dull photograph or paper; the domain that networks learn
 sketch        its outline, drawn twice by an unsteady hand, and hatching, on white
 stylized      object and background in the texture and colours of one photograph, unrelated to the class
 edge          the edges of the object and of its texture, on white
@@ -34,7 +34,8 @@ TEXTURES = {  # file: (pixels averaged per side, left, top, right, bottom of the
     "ihc.png": (2, 0, 0, 512, 512), "text.png": (2, 0, 0, 448, 172), "page.png": (2, 0, 20, 384, 191),
     "hubble_deep_field.jpg": (3, 0, 0, 1000, 872)}
 PATCH = 32  # pixels of such a part behind every scene, whatever its size
-DIGEST = "0"
+PAPER = 0.25  # the share of scenes before plain paper in the place of a photograph
+DIGEST = "08158f592b9fcdc1"
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Scenes:
     size: int = 32
     train_items: int = 3000
     test_items: int = 1000
-    texture: float = 0.6
-    colour: float = 0.8
+    texture: float = 0.4
+    colour: float = 0.5
     seed: int = 0
 
     version: ClassVar[int] = 1
@@ -132,8 +133,10 @@ def _draw(suite: Scenes, split: str, domain: str, device: str) -> Drawn:
         light = 0.75 + 0.25 * hand[:, 0]
         back_hue, back_colour = (colour.float() / suite.classes, 0.75) if domain == "stylized" else (hand[:, 1], 0.2)
         dark = (0.35 * (hand[:, 2] > 0.5).float())[:, None, None]  # of the background
-        front = _paint(0.35 + 0.65 * inside, (colour.float() + 0.5 * (hand[:, 3] - 0.5)) / suite.classes, 0.75)
+        front = _paint(0.35 + 0.65 * inside, (colour.float() + 0.5 * (hand[:, 3] - 0.5)) / suite.classes, 0.3 + 0.6 * hand[:, 5])
         back = _paint(0.55 - dark + 0.35 * outside, back_hue, back_colour)
+        if domain != "stylized":
+            back = torch.where(hand[:, 4, None, None, None] < PAPER, 0.95, back)
         if domain == "stylized":  # one palette, so what is left to see the object by is its light
             front = _paint(0.15 + dark + 0.5 * inside, back_hue, back_colour)
         image = light[:, None, None, None] * (mask[:, None] * front + (1 - mask[:, None]) * back)
@@ -208,9 +211,9 @@ POLYGONS = {
 }
 
 
-def _paint(value: Tensor, hue: Tensor, saturation: float) -> Tensor:
-    """Colours (n, 3, h, w) of HSV value (n, h, w) and hue (n,) in turns."""
-    low = value * (1 - saturation)
+def _paint(value: Tensor, hue: Tensor, saturation: float | Tensor) -> Tensor:
+    """Colours (n, 3, h, w) of HSV value (n, h, w), and hue in turns and saturation (n,), or one for all."""
+    low = value * (1 - torch.as_tensor(saturation, device=value.device).view(-1, 1, 1))
     return turn_hue(torch.stack([value, low, low], dim=1), hue.view(-1, 1, 1, 1))
 
 
