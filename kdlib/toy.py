@@ -195,22 +195,21 @@ def arc(x: Array, y: Array) -> tuple[float, float] | None:
     """The directions, as an open interval of angles, of the normals w of all lines that separate two classes in the plane.
 
     A direction separates where it has a positive product with every difference x_j - x_i of a point of class 1 and one of class 0.
-    With the differences' angles measured from their mean, in [a, b], these are the angles in (b - pi/2, a + pi/2). None where
-    no line separates, or where a class is missing.
+    With the differences' angles measured from the first of them, in [a, b], these are the angles in (b - pi/2, a + pi/2). None where
+    no line separates (or only within 1e-9 of an angle), or where a class is missing.
     """
     zero, one = x[y == 0], x[y == 1]
     if not len(zero) or not len(one):
         return None
     d = (one[:, None] - zero).reshape(-1, 2)
-    mean = one.mean(0) - zero.mean(0)
-    angle = np.arctan2(mean[0] * d[:, 1] - mean[1] * d[:, 0], d @ mean)
-    if not np.abs(d).max(1).all() or angle.max() - angle.min() >= np.pi:
+    angle = np.arctan2(d[0, 0] * d[:, 1] - d[0, 1] * d[:, 0], d @ d[0])
+    if not d.any(1).all() or angle.max() - angle.min() > np.pi - 1e-9:
         return None
-    middle = np.arctan2(mean[1], mean[0])
-    return float(middle + angle.max() - np.pi / 2), float(middle + angle.min() + np.pi / 2)
+    first = np.arctan2(d[0, 1], d[0, 0])
+    return float(first + angle.max() - np.pi / 2), float(first + angle.min() + np.pi / 2)
 
 
-def fan(x: Array, y: Array, *, directions: int = 9, offsets: int = 3) -> Array:
+def fan(x: Array, y: Array, *, directions: int = 15, offsets: int = 1) -> Array:
     """A sample of the lines that separate two classes in the plane, (directions * offsets, 3), each with |w| = 1.
 
     The directions divide the `arc` evenly, the offsets the gap between the classes along each, both at the middles of equal parts.

@@ -110,22 +110,21 @@ export function losses(theta, points, { gamma, alpha, tau }) {
 }
 
 // A sample of the lines that separate the classes: directions divide the arc that is possible, offsets the gap along each.
-export function fan(points, directions = 9, offsets = 3) {
+export function fan(points, directions = 15, offsets = 1) {
   const zero = points.filter(p => !p.label), one = points.filter(p => p.label);
   if (!zero.length || !one.length) return [];
-  const mean = (set, k) => set.reduce((sum, p) => sum + p[k], 0) / set.length;
-  const mx = mean(one, "x") - mean(zero, "x"), my = mean(one, "y") - mean(zero, "y");
+  const ux = one[0].x - zero[0].x, uy = one[0].y - zero[0].y;
   let low = Infinity, high = -Infinity;
   for (const p of one) {
     for (const q of zero) {
-      const dx = p.x - q.x, dy = p.y - q.y, angle = Math.atan2(mx * dy - my * dx, dx * mx + dy * my);
+      const dx = p.x - q.x, dy = p.y - q.y, angle = Math.atan2(ux * dy - uy * dx, dx * ux + dy * uy);
       if (!dx && !dy) return [];
       if (angle < low) low = angle;
       if (angle > high) high = angle;
     }
   }
-  if (high - low >= Math.PI) return [];
-  const first = Math.atan2(my, mx) + high - Math.PI / 2, width = Math.PI - (high - low), lines = [];
+  if (high - low > Math.PI - 1e-9) return [];
+  const first = Math.atan2(uy, ux) + high - Math.PI / 2, width = Math.PI - (high - low), lines = [];
   for (let k = 0; k < directions; k++) {
     const angle = first + width * (k + 0.5) / directions, w1 = Math.cos(angle), w2 = Math.sin(angle);
     const near = zero.reduce((top, p) => Math.max(top, w1 * p.x + w2 * p.y), -Infinity);
@@ -180,7 +179,7 @@ export function encode(state) {
 // The state of a link, and whether to hide the controls. A link may leave out what its scene has. Error where it can't be read.
 export function decode(text, scenes) {
   if (text.length > 6000) throw new Error("it is too long");
-  const given = {};
+  const given = Object.create(null);
   for (const part of text.split("&").filter(Boolean)) {
     const [name, value = "", ...more] = part.split("=");
     if (more.length || Object.hasOwn(given, name)) throw new Error(`“${part.slice(0, 30)}” is not understood`);
@@ -212,7 +211,7 @@ const TAUS = [0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 5, 7, 10, 14, 20];
 const SHAPES = ["M0-8.5 8 6H-8Z", "M-6.5-6.5H6.5V6.5H-6.5Z"], CLASSES = ["triangle", "square"], SIGNS = ["▲", "■"];
 const LINES = [["independent", "independent student"], ["teacher", "teacher"], ["distilled", "distilled student"]];
 let ids = 0;
-const BUDGET = 60000; // point evaluations a frame: about 2 ms; longer training goes on in the next frame
+const BUDGET = 40000; // point evaluations a frame, some 2 ms; longer training goes on in the next frame
 
 function make(namespace, tag, attributes = {}, ...children) {
   const node = namespace ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
@@ -338,8 +337,13 @@ export function render({ model, el }) {
   }
   function open(scene) {
     stop();
-    choose(null);
     change(check(scene));
+    begin();
+  }
+  function begin() { // with the scene's control open, and the student's first point chosen
+    const { panel } = scenes.find(s => s.scene === state.scene) ?? scenes[0], first = state.points.findIndex(p => p.seen);
+    panels[panel].open = true;
+    choose(first < 0 ? null : first);
   }
   function choose(i, focus = false) {
     selected = i;
@@ -424,34 +428,33 @@ export function render({ model, el }) {
   const playButton = button("Play", play);
   const nearest = tau => TAUS.reduce((best, t, k) => Math.abs(Math.log(t / tau)) < Math.abs(Math.log(TAUS[best] / tau)) ? k : best, 0);
   const seeAll = seen => () => change({ points: state.points.map(p => ({ ...p, seen })) });
-  const panels = [
-    panel("What is the student told?", "Hard labels say which class a point has. Soft targets say how sure the teacher is of it, "
+  const panels = {
+    told: panel("What is the student told?", "Hard labels say which class a point has. Soft targets say how sure the teacher is of it, "
       + "and so how far the point lies from the teacher’s boundary.",
       html("div", { class: q("choice"), role: "group", "aria-label": "What the student is told" }, ...told),
       slider("weight of the hard labels, γ", "gamma", { min: 0, max: 1, step: 0.05, text: v => v.toFixed(2) }),
       slider("weight of the soft targets, α", "alpha", { min: 0, max: 1, step: 0.05, text: v => v.toFixed(2) }),
       html("p", { class: q("small") }, "Loss: γ × cross entropy + α × τ² × KL divergence. Only the ratio of the weights matters here.")),
-    panel("Which points?", "Drag any point. The student sees filled points, the teacher sees all. Choose a point to change its class, "
+    points: panel("Which points?", "Drag any point. The student sees filled points, the teacher sees all. Choose a point to change its class, "
       + "to show it to the student or hide it, or to remove it. Double-click an empty place to add one there.",
       html("div", { class: q("choice") }, button("Add a point", () => add(0.5 + 0.25 * (state.points.length % 5), 0.5)),
         button("Show all to the student", seeAll(true)), button("Hide all", seeAll(false)))),
-    panel("How long does it train?", "Both students start at the same random line and take equally many steps of gradient descent.",
+    training: panel("How long does it train?", "Both students start at the same random line and take equally many steps of gradient descent.",
       html("div", { class: q("choice") }, playButton, button("One step", () => (stop(), change({ steps: Math.min(1000, state.steps + 1) }, "one step"))),
         button("To step 0", () => (stop(), change({ steps: 0 })))),
       slider("steps", "steps", { min: 0, max: 100, step: 1, read: v => Math.round(1000 * (v / 100) ** 3), write: v => Math.round(100 * Math.cbrt(v / 1000)) }),
       html("div", { class: q("choice") }, button("New random start", () => change({ start: state.start % 999999 + 1 })))),
-    panel("At which temperature?", "The teacher’s answer is sigmoid(z / τ). At a low temperature τ every answer is nearly 0 or 1 and says "
+    temperature: panel("At which temperature?", "The teacher’s answer is sigmoid(z / τ). At a low temperature τ every answer is nearly 0 or 1 and says "
       + "little more than the label. At a higher one the answers differ by distance, and can be matched.",
       slider("temperature τ", "tau", { min: 0, max: TAUS.length - 1, step: 1, read: v => TAUS[v], write: nearest })),
-    panel("How reliable is the teacher?", "Noise is added to each of the teacher’s answers (logits). The circles show the distances that "
+    noise: panel("How reliable is the teacher?", "Noise is added to each of the teacher’s answers (logits). The circles show the distances that "
       + "the student is told, which are then wrong.",
       slider("noise, standard deviation", "noise", { min: 0, max: 5, step: 0.25, text: v => v.toFixed(2) }),
       html("div", { class: q("choice") }, button("Draw other noise", () => change({ draw: state.draw % 999999 + 1 })))),
-    panel("Keys", "", html("dl", {}, ...[["Tab", "go to the next point or control"], ["Arrow keys", "move the point by 0.1; with Shift by 0.5"],
+    keys: panel("Keys", "", html("dl", {}, ...[["Tab", "go to the next point or control"], ["Arrow keys", "move the point by 0.1; with Shift by 0.5"],
       ["Space", "change its class"], ["Enter", "show it to the student, or hide it"], ["Delete", "remove it"], ["Ctrl+Z", "undo"]]
       .flatMap(([key, text]) => [html("dt", {}, key), html("dd", {}, text)]))),
-  ];
-  panels[0].open = true;
+  };
 
   const sceneTitle = html("strong"), sceneText = html("span"), sceneQuestion = html("em");
   const sceneButtons = scenes.map(scene => {
@@ -466,16 +469,17 @@ export function render({ model, el }) {
     (actions.hidden ? undoButton : flipButton).focus();
   } }, "Skip the points");
   const caption = html("p", { class: q("caption") }, html("b", {}, "Filled"), " points are the student’s; hollow ones only the teacher has seen. "
-    + "A circle’s radius is the distance to the teacher’s boundary, as the teacher tells it: a line that keeps these distances touches every circle.");
-  const figure = html("div", { class: q("figure") }, skip, picture, html("div", { class: q("bar-below") }, undoButton, startOver));
+    + "Thin grey lines are others that fit the labels of the student’s points. A circle’s radius is the distance to the teacher’s boundary, as its answer tells it: a line that keeps these distances touches every circle.");
+  const figure = html("div", { class: q("figure") }, skip, picture);
   el.classList.add("kdtoy");
   el.classList.toggle("kdtoy-embed", embed);
-  el.replaceChildren(message, html("div", { class: q("scenes") },
+  el.replaceChildren(message, html("div", { class: q("scenes") }, html("div", { class: q("top") },
     html("div", { class: q("choice"), role: "group", "aria-label": "Scenes" }, ...sceneButtons),
+    html("div", { class: q("choice") }, undoButton, startOver)),
     html("p", { class: q("scene") }, sceneTitle, " ", sceneText, " ", sceneQuestion)),
-  html("div", { class: q("columns") }, html("div", { class: q("main") }, figure, status, caption, about, results),
-    html("div", { class: q("controls") }, ...panels)));
-  if (embed) for (const part of el.querySelectorAll(".kdtoy-scenes, .kdtoy-controls, .kdtoy-results, .kdtoy-bar-below, .kdtoy-about")) part.hidden = true;
+  html("div", { class: q("columns") }, html("div", { class: q("main") }, figure, status, caption, results),
+    html("div", { class: q("side") }, about, html("div", { class: q("controls") }, ...Object.values(panels)))));
+  if (embed) for (const part of el.querySelectorAll(".kdtoy-scenes, .kdtoy-side, .kdtoy-results")) part.hidden = true;
 
   // -- points: one node each
   const px = x => (X + x) * scale, py = y => (Y - y) * scale;
@@ -511,6 +515,9 @@ export function render({ model, el }) {
   for (const name of ["pointerup", "pointercancel"]) picture.addEventListener(name, event => {
     if (drag && event.pointerId === drag.id) drag = gesture = null;
   });
+  picture.addEventListener("touchstart", event => { // touch-action has no effect inside an SVG
+    if (event.target.closest(".kdtoy-point")) event.preventDefault();
+  }, { passive: false });
   picture.addEventListener("dblclick", event => {
     if (event.target.closest(".kdtoy-point")) return;
     const box = picture.getBoundingClientRect();
@@ -553,7 +560,7 @@ export function render({ model, el }) {
     if (current.done >= current.goal || !shown) shown = current;
     const busy = playing || shown !== current || current.done < state.steps || other(current.state, state);
     draw();
-    set(picture, { "aria-busy": busy });
+    set(picture, { "aria-busy": `${busy}` });
     if (busy) later();
     clearTimeout(timer);
     timer = setTimeout(settle, 200);
@@ -586,23 +593,23 @@ export function render({ model, el }) {
     const scene = scenes.find(s => s.scene === state.scene) ?? scenes[0];
     say(sceneTitle, scene.title);
     say(sceneText, scene.text);
-    say(sceneQuestion, scene.question);
+    say(sceneQuestion, `Try it: ${scene.question}`);
     say(playButton, playing ? "Pause" : "Play");
     undoButton.disabled = !past.length;
   }
 
   // Labels go beside their lines where they cover least; a place once taken is left only for a clearly better one.
   function place() {
-    const width = 2 * X * scale, height = 2 * Y * scale, taken = [];
+    const width = 2 * X * scale, height = 2 * Y * scale, taken = [], spots = state.points.map(p => [px(p.x), py(p.y), 9, 9]);
     const lines = Object.fromEntries([["fan", shown.fan[0] ?? [0, 0, 1]], ...LINES.map(([name]) => [name, shown[name]])]
       .map(([name, theta]) => [name, ends(theta)?.map(p => [px(p.x), py(p.y)])]));
     for (const label of [...labels].reverse()) {
       const line = lines[label.name];
       set(label.node, { visibility: line ? "visible" : "hidden" });
       if (!line) continue;
-      label.width ||= label.node.getComputedTextLength?.() || 7 * label.node.textContent.length;
+      label.width ||= label.node.getComputedTextLength();
       const [[ax, ay], [bx, by]] = line, length = Math.hypot(bx - ax, by - ay) || 1, nx = (ay - by) / length, ny = (bx - ax) / length;
-      const w = label.width / 2 + 4, h = 10;
+      const w = label.width / 2 + 8, h = 10;
       let best = null;
       [0.08, 0.92, 0.2, 0.8, 0.35, 0.65].forEach((f, k) => [1, -1].forEach((side, j) => {
         const off = side * (Math.abs(nx) * w + Math.abs(ny) * h + 3), id = 2 * k + j;
@@ -610,7 +617,7 @@ export function render({ model, el }) {
         const over = ([u, v, uw, vh]) => Math.abs(u - x) < uw + w && Math.abs(v - y) < vh + h;
         let cost = k - (id === label.last ? 4 : 0);
         for (const box of taken) if (over(box)) cost += 100;
-        for (const p of state.points) if (over([px(p.x), py(p.y), 9, 9])) cost += 8;
+        for (const spot of spots) if (over(spot)) cost += 8;
         for (const [name, two] of Object.entries(lines)) {
           if (!two || name === "fan") continue;
           const [[cx, cy], [dx, dy]] = two, size = Math.hypot(dx - cx, dy - cy) || 1, mx = (cy - dy) / size, my = (dx - cx) / size;
@@ -618,6 +625,10 @@ export function render({ model, el }) {
         }
         if (!best || cost < best.cost) best = { cost, x, y, id };
       }));
+      if (label.name === "fan" && best.cost > 12) { // the caption names these lines too
+        set(label.node, { visibility: "hidden" });
+        continue;
+      }
       label.last = best.id;
       taken.push([best.x, best.y, w, h]);
       set(label.node, { x: best.x.toFixed(1), y: (best.y + 5).toFixed(1) });
@@ -672,7 +683,7 @@ export function render({ model, el }) {
   // -- the outside
   function resize() {
     const room = figure.clientWidth || 600;
-    const width = Math.max(240, Math.min(room, 720, embed ? (innerHeight - 110) * X / Y : 720));
+    const width = Math.max(240, Math.min(room, embed ? 1200 : 720, Math.max(embed ? 0 : 400, innerHeight - (embed ? 150 : 340)) * X / Y));
     scale = width / (2 * X);
     set(picture, { width: width.toFixed(0), height: (width * Y / X).toFixed(0) });
     set(picture.firstChild, { width: (2 * X * scale).toFixed(1), height: (2 * Y * scale).toFixed(1) });
@@ -681,9 +692,9 @@ export function render({ model, el }) {
   function outside() {
     if (model.get("state") === kept) return;
     stop();
-    choose(null);
     change(model.get("state"));
     kept = state;
+    begin();
   }
   function complain() {
     const text = model.get("message") ?? "";
@@ -695,6 +706,7 @@ export function render({ model, el }) {
   model.on("change:state", outside);
   model.on("change:message", complain);
   syncPoints();
+  begin();
   complain();
   resize();
   return () => {
