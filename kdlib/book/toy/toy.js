@@ -373,12 +373,11 @@ export function render({ model, el }) {
   layer("ground", "rect");
   const fanPath = layer("fan"), circlePath = layer("circles"), radiusPath = layer("radii");
   const paths = Object.fromEntries(LINES.map(([name]) => [name, layer(`line ${q(name)}`)]));
-  const pointLayer = layer("points", "g");
   const labels = [["fan", "other lines that fit the labels"], ...LINES].map(([name, text]) => {
     const node = picture.appendChild(svg("text", { class: `${q("label")} ${q(name)}`, "aria-hidden": "true" }, text));
     return { name, node, last: -1 };
   });
-  const dots = [];
+  const pointLayer = layer("points", "g"), dots = [];
 
   const status = html("p", { class: q("note"), role: "status" });
   const table = html("tbody");
@@ -388,7 +387,7 @@ export function render({ model, el }) {
     return { name, cells };
   });
   const results = html("table", { class: q("results") }, html("caption", {}, "How close each student comes to the teacher"),
-    html("thead", {}, html("tr", {}, html("td"), ...["angle between the lines", "hidden points on the teacher’s side", "largest gap to a circle"]
+    html("thead", {}, html("tr", {}, html("td"), ...["turned from the teacher by", "hidden points on the teacher’s side", "largest gap to a circle"]
       .map(text => html("th", { scope: "col" }, text)))), table);
 
   const aboutTitle = html("p", { class: q("about-title") }), aboutShare = html("p", { class: q("share") });
@@ -466,7 +465,7 @@ export function render({ model, el }) {
   const startOver = button("Start over", () => open(scenes.find(s => s.scene === state.scene) ?? scenes[0]));
   const skip = html("a", { class: q("skip"), href: "#", onclick: event => {
     event.preventDefault();
-    (actions.hidden ? undoButton : flipButton).focus();
+    (selected === null ? startOver : flipButton).focus();
   } }, "Skip the points");
   const caption = html("p", { class: q("caption") }, html("b", {}, "Filled"), " points are the student’s; hollow ones only the teacher has seen. "
     + "Thin grey lines are others that fit the labels of the student’s points. A circle’s radius is the distance to the teacher’s boundary, as its answer tells it: a line that keeps these distances touches every circle.");
@@ -625,7 +624,7 @@ export function render({ model, el }) {
         }
         if (!best || cost < best.cost) best = { cost, x, y, id };
       }));
-      if (label.name === "fan" && best.cost > 12) { // the caption names these lines too
+      if (label.name === "fan" && best.cost > 7) { // it would cover something, and the caption names these lines too
         set(label.node, { visibility: "hidden" });
         continue;
       }
@@ -647,7 +646,8 @@ export function render({ model, el }) {
       say(cells[2], shown.seen.length && shown.slope && named(theta) ? gap.toFixed(2) : "–");
     }
     const i = hovered ?? selected, p = i === null ? null : shown.points[i];
-    actions.hidden = !p || i !== selected;
+    actions.hidden = !p;
+    actions.style.visibility = i === selected ? "visible" : "hidden"; // its place is kept, so that nothing jumps
     for (const b of bars) b.row.hidden = !p;
     if (!p) {
       say(aboutTitle, "Point at a point, or choose one, to see what teacher and students say about it.");
