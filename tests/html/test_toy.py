@@ -107,22 +107,23 @@ COMPUTE = """async ({ source, given: { points, seed, noise, steps, gamma, alpha,
 
 
 @pytest.fixture(scope="module")
-def compute(browser):
+def empty(browser):
     page = browser.new_page()  # an empty one: the toy's own page may import nothing
-    yield lambda **given: page.evaluate(COMPUTE, {"source": SOURCE, "given": given})
+    yield page
     page.close()
 
 
 @pytest.mark.parametrize("case", range(24))
-def test_the_front_end_computes_what_python_computes(compute, case):
+def test_the_front_end_computes_what_python_computes(empty, case):
     rng = np.random.default_rng(case)
     n, seed, noise, steps = int(rng.integers(2, 30)), int(rng.integers(1, 2**31)), [0, 1.5][case % 2], [0, 1, 40, 1000, 1000][case % 5]
     (gamma, alpha), tau = [(0, 1), (1, 0), (0.1, 0.9), (0.5, 0.25)][case % 4], [0.1, 0.5, 1, 4, 20, 4, 4][case % 7]
     x, y = np.round(rng.uniform([-5, -4], [5, 4], (n, 2)), 2), rng.integers(0, 2, n)
     if case % 3:  # separable, so that there is a fan
         y = (x @ rng.standard_normal(2) + rng.standard_normal() > 0).astype(int)
-    found = compute(points=[{"x": a, "y": b, "label": k} for (a, b), k in zip(x.tolist(), y.tolist())], seed=seed, noise=noise, steps=steps,
-                    gamma=gamma, alpha=alpha, tau=tau)
+    points = [{"x": a, "y": b, "label": k} for (a, b), k in zip(x.tolist(), y.tolist())]
+    given = {"points": points, "seed": seed, "noise": noise, "steps": steps, "gamma": gamma, "alpha": alpha, "tau": tau}
+    found = empty.evaluate(COMPUTE, {"source": SOURCE, "given": given})
     teacher, start = toy.teacher(x, y), toy.start(seed)
     told = dict(labels=y, targets=toy.logits(teacher, x) + noise * toy.normals(seed, n), gamma=gamma, alpha=alpha, tau=tau)
     lr = toy.step_size(x, gamma=gamma, alpha=alpha)
@@ -348,6 +349,36 @@ def test_a_hostile_link_does_no_harm(visit, text):
     page.evaluate("location.hash = 'scene=row'")
     rest(page)
     assert not page.is_visible(".kdtoy-message")
+
+
+def test_another_host_keeps_the_state_both_ways(empty):
+    # what anywidget does: get, set, save_changes, and calls when the other side has changed something
+    empty.evaluate("""async ({ source, scenes }) => {
+        const { default: { render } } = await import(`data:text/javascript;base64,${source}`);
+        const held = { scenes, state: scenes[1] }, heard = {};
+        window.saved = [];
+        window.model = { get: name => held[name], set: (name, value) => { held[name] = value; }, on: (name, call) => { heard[name] = call; },
+                         off: name => delete heard[name], save_changes: () => window.saved.push(structuredClone(held.state)) };
+        window.send = state => { held.state = state; heard["change:state"](); };
+        window.heard = heard;
+        const el = document.body.appendChild(document.createElement("div"));
+        window.clear = render({ model, el });
+    }""", {"source": SOURCE, "scenes": scenes()})
+    rest(empty)
+    assert empty.locator(".kdtoy-seen").count() == 2 and empty.evaluate("saved.length") == 0
+    empty.locator(".kdtoy-point").first.press("ArrowUp")
+    rest(empty)
+    assert empty.evaluate("saved.at(-1).points[0]") == {"x": -3.6, "y": -0.3, "label": 0, "seen": False}
+    state = empty.evaluate("saved.at(-1)")
+    empty.evaluate("send", state | {"points": state["points"][:5], "tau": 2})
+    rest(empty)
+    assert empty.locator(".kdtoy-point").count() == 5 and empty.get_by_label("temperature τ").input_value() == "7"
+    empty.evaluate("send", state | {"tau": "<b>"})
+    rest(empty)
+    assert empty.inner_text(".kdtoy-message") == "This state cannot be shown: tau must lie between 0.1 and 20."
+    assert empty.locator(".kdtoy-point").count() == 5 and empty.evaluate("location.hash") == ""
+    empty.evaluate("clear()")
+    assert empty.evaluate("Object.keys(heard)") == []
 
 
 @pytest.mark.parametrize("width", [390, 1280])

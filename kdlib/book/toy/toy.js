@@ -305,9 +305,10 @@ export function render({ model, el }) {
 
   // -- what changes the state. Changes of one gesture (a drag, keys on one point, a slider's way) are undone together.
   function change(patch, name = null) {
+    const next = check({ ...state, ...patch });
     if (!name || name !== gesture) past = [...past.slice(-99), state];
     gesture = name;
-    state = check({ ...state, ...patch });
+    state = next;
     syncPoints();
     later();
   }
@@ -692,29 +693,33 @@ export function render({ model, el }) {
   function outside() {
     if (model.get("state") === kept) return;
     stop();
-    change(model.get("state"));
-    kept = state;
-    begin();
+    try {
+      change(model.get("state"));
+      kept = state;
+      begin();
+    } catch (error) {
+      complain(`This state cannot be shown: ${error.message}.`);
+    }
   }
-  function complain() {
-    const text = model.get("message") ?? "";
+  function complain(text) {
     say(message, text);
     message.hidden = !text;
   }
+  const remark = () => complain(model.get("message") ?? "");
   const observer = new ResizeObserver(resize);
   observer.observe(figure);
   model.on("change:state", outside);
-  model.on("change:message", complain);
+  model.on("change:message", remark);
   syncPoints();
   begin();
-  complain();
+  remark();
   resize();
   return () => {
     observer.disconnect();
     cancelAnimationFrame(waiting);
     clearTimeout(timer);
     model.off?.("change:state", outside);
-    model.off?.("change:message", complain);
+    model.off?.("change:message", remark);
   };
 }
 
