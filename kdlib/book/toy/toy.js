@@ -479,7 +479,7 @@ export function render({ model, el }) {
     html("p", { class: q("scene") }, sceneTitle, " ", sceneText, " ", sceneQuestion)),
   html("div", { class: q("columns") }, html("div", { class: q("main") }, figure, status, caption, results),
     html("div", { class: q("side") }, about, html("div", { class: q("controls") }, ...Object.values(panels)))));
-  if (embed) for (const part of el.querySelectorAll(".kdtoy-scenes, .kdtoy-side, .kdtoy-results")) part.hidden = true;
+  if (embed) el.querySelectorAll(".kdtoy-scenes, .kdtoy-side, .kdtoy-results").forEach(part => { part.hidden = true; });
 
   // -- points: one node each
   const px = x => (X + x) * scale, py = y => (Y - y) * scale;
@@ -581,7 +581,8 @@ export function render({ model, el }) {
     if (shown.slope > 1e-9) {
       for (const p of shown.seen) {
         const r = Math.abs(p.target) / shown.slope * scale, x = px(p.x), y = py(p.y), far = p.target / shown.slope ** 2;
-        circles += `M${(x - r).toFixed(1)} ${y.toFixed(1)}a${r.toFixed(1)} ${r.toFixed(1)} 0 1 0 ${(2 * r).toFixed(1)} 0a${r.toFixed(1)} ${r.toFixed(1)} 0 1 0 ${(-2 * r).toFixed(1)} 0`;
+        const arc = way => `a${r.toFixed(1)} ${r.toFixed(1)} 0 1 0 ${(way * 2 * r).toFixed(1)} 0`;
+        circles += `M${(x - r).toFixed(1)} ${y.toFixed(1)}${arc(1)}${arc(-1)}`;
         radii += `M${x.toFixed(1)} ${y.toFixed(1)}L${px(p.x - far * shown.teacher[0]).toFixed(1)} ${py(p.y - far * shown.teacher[1]).toFixed(1)}`;
       }
     }
@@ -613,7 +614,8 @@ export function render({ model, el }) {
       let best = null;
       [0.08, 0.92, 0.2, 0.8, 0.35, 0.65].forEach((f, k) => [1, -1].forEach((side, j) => {
         const off = side * (Math.abs(nx) * w + Math.abs(ny) * h + 3), id = 2 * k + j;
-        const x = Math.min(width - w, Math.max(w, ax + f * (bx - ax) + off * nx)), y = Math.min(height - h, Math.max(h, ay + f * (by - ay) + off * ny));
+        const x = Math.min(width - w, Math.max(w, ax + f * (bx - ax) + off * nx));
+        const y = Math.min(height - h, Math.max(h, ay + f * (by - ay) + off * ny));
         const over = ([u, v, uw, vh]) => Math.abs(u - x) < uw + w && Math.abs(v - y) < vh + h;
         let cost = k - (id === label.last ? 4 : 0);
         for (const box of taken) if (over(box)) cost += 100;
@@ -655,7 +657,8 @@ export function render({ model, el }) {
       say(aboutShare, "");
       return;
     }
-    say(aboutTitle, `Point ${i + 1}, a ${CLASSES[p.label]}${p.seen ? "" : ", hidden from the student"}. Probability of ${SIGNS[1]} at temperature ${state.tau}:`);
+    say(aboutTitle, `Point ${i + 1}, a ${CLASSES[p.label]}${p.seen ? "" : ", hidden from the student"}. `
+      + `Probability of ${SIGNS[1]} at temperature ${state.tau}:`);
     for (const { name, bar, value } of bars) {
       const z = name === "teacher" ? p.target : logit(shown[name], p), share = sigmoid(z / state.tau);
       bar.style.width = `${(100 * share).toFixed(1)}%`;
