@@ -157,7 +157,7 @@ class Photos:
             return as_images(pixels).to(device), torch.full_like(labels, -1).to(device)
         pixels, labels = self._load(self.source, "test")
         x = as_images(pixels)
-        return (DERIVED[domain](x) if domain in DERIVED else x).to(device), labels.to(device)
+        return (DERIVED[domain](x) if domain in DERIVED else x).to(device), labels.clone().to(device)
 
     @property
     def _elsewhere(self) -> dict[str, str]:
@@ -260,11 +260,9 @@ def _state(family: str) -> str:
                 missing = missing or error
     if not roots:
         raise missing
-    return " and ".join(f"{root} ({_edition(found.content(tuple(DIGESTS.values()), reread=True))})" for root, found in roots.items())
-
-
-def _edition(digest: str) -> str:
-    return next((name for name, declared in DIGESTS.items() if declared == digest), f"an edition without a declared digest: {digest}")
+    contents = {root: found.content(tuple(DIGESTS.values()), reread=True) for root, found in roots.items()}
+    declared = {digest: name for name, digest in DIGESTS.items()}
+    return " and ".join(f"{root} ({declared.get(digest) or f'an edition without declared digest; its own is {digest}'})" for root, digest in contents.items())
 
 
 SETS = {family: DataSet(source.what, partial(_state, family)) for family, source in SOURCES.items()}

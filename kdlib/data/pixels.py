@@ -109,7 +109,7 @@ def square(file: Path, size: int) -> np.ndarray:
 
 
 def decoded(name: str, spec: dict, size: int, find: Callable[[], tuple[Pictures, list[tuple[Path, int]]]]) -> tuple[Tensor, Tensor]:
-    """Pixels (n, size, size, 3) uint8, mapped into memory and not shared, and labels (n,) int64 of what `spec` determines.
+    """Pixels (n, size, size, 3) uint8, mapped into memory, and labels (n,) int64 of what `spec` determines. They are not to be changed.
 
     They are kept in the cache under the hash of `spec`, verified when first opened, and made where they are not there or damaged (which is
     said): of the pictures that `find` gives with their labels. Only one process makes them at a time.
@@ -136,7 +136,8 @@ def decoded(name: str, spec: dict, size: int, find: Callable[[], tuple[Pictures,
 @lru_cache(maxsize=None)
 def _open(folder: Path) -> tuple[Tensor, Tensor]:
     meta = json.loads((folder / "meta.json").read_bytes())
-    pixels, labels = (np.load(folder / f"{part}.npy", mmap_mode="c", allow_pickle=False) for part in ("pixels", "labels"))
+    pixels = np.load(folder / "pixels.npy", mmap_mode="c", allow_pickle=False)  # copy on write: torch takes no read-only arrays
+    labels = np.load(folder / "labels.npy", allow_pickle=False)
     if key(meta["spec"])[:16] != folder.name[-16:]:
         raise ValueError("meta.json is of something else")
     if (list(pixels.shape), list(labels.shape), pixels.dtype, labels.dtype) != (meta["shape"], meta["shape"][:1], np.uint8, np.int64):
