@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from bench import contrast, peers, processes, step
+from bench import attack, cam, contrast, peers, processes, step
 from kdlib.train import machine
 
-QUESTIONS = {"step": step, "contrast": contrast, "peers": peers, "processes": processes}
+QUESTIONS = {"step": step, "contrast": contrast, "peers": peers, "processes": processes, "attack": attack, "cam": cam}
 
 
 def table(header, rows) -> str:

@@ -17,6 +17,7 @@ banks; torchdistill draws N rows for each image (its own drawing raises an Attri
 sets do), ours is exact. The values of CRD are compared on the same drawn rows, where torchdistill adds 1e-7 inside its
 logarithms; drawn rows include the image's own class, which ours leaves out otherwise."""
 HEADER = ("loss", "batch", "ours / torchdistill", "relative difference of values")
+NEEDS = ("torchdistill",)
 
 
 def gradient(loss, *inputs):

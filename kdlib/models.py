@@ -4,23 +4,11 @@ import difflib
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
+from kdlib.networks import Named, Normalize, PlainNet, ResidualNet, TransformerNet
 
-class Normalize(nn.Module):
-    """(x - mean) / std per channel, as a network's first layer, so that eps and pixels mean the same for all."""
-
-    def __init__(self, mean=(0.0,), std=(1.0,)):
-        super().__init__()
-        for name, value in ("mean", mean), ("std", std):
-            self.register_buffer(name, torch.tensor(value, dtype=torch.float32).view(1, -1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
-
-
-class MnistNet(nn.Sequential):
+class MnistNet(Named):
     """The PyTorch MNIST example's network, which the paper uses for teacher and student (Sec. 5.1, appendix).
 
     Input (batch, 3, size, size). At 28 pixels the first linear layer has 9,216 inputs, as in the paper. `dropout=False`
@@ -33,19 +21,16 @@ class MnistNet(nn.Sequential):
         side = (size - 4) // 2
         if side < 1:
             raise ValueError(f"mnistnet: size must be at least 6 pixels, got {size}")
-        super().__init__()
-        for name, layer in dict(
+        super().__init__(
             normalize=Normalize(mean, std),
             conv1=nn.Conv2d(3, 32, 3), relu1=nn.ReLU(),
             conv2=nn.Conv2d(32, 64, 3), relu2=nn.ReLU(), pool=nn.MaxPool2d(2),
             dropout1=nn.Dropout(0.25 if dropout else 0.0), flatten=nn.Flatten(),
             fc1=nn.Linear(64 * side * side, 128), relu3=nn.ReLU(),
-            dropout2=nn.Dropout(0.5 if dropout else 0.0), fc2=nn.Linear(128, classes),
-        ).items():
-            self.add_module(name, layer)
+            dropout2=nn.Dropout(0.5 if dropout else 0.0), fc2=nn.Linear(128, classes))
 
 
-ARCHITECTURES = {"mnistnet": MnistNet}
+ARCHITECTURES = {"mnistnet": MnistNet, "residual": ResidualNet, "plain": PlainNet, "transformer": TransformerNet}
 
 
 @dataclass(frozen=True)

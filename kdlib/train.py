@@ -45,8 +45,40 @@ class Adadelta:
     def optimizer(self, parameters) -> torch.optim.Optimizer:
         return torch.optim.Adadelta(parameters, lr=self.lr)
 
-    def rate(self, epoch: int) -> float:
-        return self.lr * 0.7 ** (14 * epoch / self.epochs)
+    def rate(self, done: float) -> float:
+        """The learning rate once `done` epochs are over."""
+        return self.lr * 0.7 ** (14 * int(done) / self.epochs)
+
+
+@dataclass(frozen=True)
+class OneCycle:
+    """SGD with Nesterov momentum (or AdamW), its learning rate rising linearly from 0 to `lr` over the first `warmup` of all steps and
+    falling linearly to 0 over the rest (Smith and Topin, 2018). Weight decay is on every parameter."""
+
+    epochs: int
+    batch: int = 128
+    lr: float = 0.2
+    weight_decay: float = 5e-4
+    optimizer_name: str = "sgd"
+    momentum: float = 0.9
+    warmup: float = 0.2
+
+    version: ClassVar[int] = 1
+
+    def __post_init__(self):
+        if self.optimizer_name not in ("sgd", "adamw"):
+            raise ValueError(f"OneCycle: optimizer_name is sgd or adamw, not {self.optimizer_name!r}")
+        for name in "lr", "weight_decay", "momentum", "warmup":
+            object.__setattr__(self, name, float(getattr(self, name)))
+
+    def optimizer(self, parameters) -> torch.optim.Optimizer:
+        if self.optimizer_name == "adamw":
+            return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0, weight_decay=self.weight_decay)
+
+    def rate(self, done: float) -> float:
+        share = done / self.epochs
+        return self.lr * (share / self.warmup if share < self.warmup else (1 - share) / (1 - self.warmup))
 
 
 @dataclass(frozen=True)
@@ -58,7 +90,7 @@ class Run:
     domains: tuple[str, ...]
     model: Model
     objective: object  # of kdlib.distill
-    schedule: Adadelta
+    schedule: Adadelta | OneCycle
     seed: str
     teacher: "Run | None" = None
     device: str = "cpu"
@@ -180,11 +212,12 @@ def fit(run: Run, teacher: nn.Module | None = None) -> tuple[nn.Module, dict]:
         history = []
         with seeded(stream(run.seed, "dropout"), run.device), taps(student, *_layers(run.objective)) as seen:
             for epoch in range(run.schedule.epochs):
-                for group in optimizer.param_groups:
-                    group["lr"] = run.schedule.rate(epoch)
                 parameters, indices = data.draw(augment), torch.randperm(data.n, generator=order).to(device)
                 steps = []
-                for idx in indices.split(run.schedule.batch):
+                batches = indices.split(run.schedule.batch)
+                for step, idx in enumerate(batches):
+                    for group in optimizer.param_groups:
+                        group["lr"] = run.schedule.rate(epoch + step / len(batches))
                     x, y = data.batch(idx, parameters)
                     with autocast:
                         target = targets(x, idx)

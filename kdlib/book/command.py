@@ -151,6 +151,12 @@ def _headline(options) -> None:
     print(update())
 
 
+def _toy(options) -> None:
+    from kdlib.book.toy import write
+
+    print(f"the toy example is in {write(Path(options.out))}; open it in a browser, or embed it with #embed")
+
+
 def _pairs(option: str, texts: list[str]) -> dict[str, str]:
     pairs = {}
     for text in texts:
@@ -211,6 +217,8 @@ def _parser() -> argparse.ArgumentParser:
     publish = command("publish", _publish, "make executed chapters the published ones, with results and measurements; README.md says what they found")
     publish.add_argument("slugs", nargs="+", metavar="SLUG")
     publish.add_argument("--from", dest="source", required=True, metavar="DIR", help="folder of executed chapters")
+    toy = command("toy", _toy, "write the toy example, where the decision boundary can be moved, as one self-contained HTML file")
+    toy.add_argument("--out", required=True, metavar="FILE", help="for example toy.html; an earlier one is replaced")
     command("headline", _headline, "bring what was found in README.md up to date (publish does so too)")
     return parser
 

@@ -74,9 +74,9 @@ def _place(slug: str, chapters_dir: Path, source: Path) -> None:
         return
     read_notebook(executed)  # or one line about it
     notebook = json.loads(executed.read_text())
-    for cell in notebook["cells"]:
-        if "injected-parameters" in cell["metadata"].get("tags", []):
-            cell["metadata"]["tags"].append("hide-input")  # the page has a table of all settings
+    tagged = {tag: cell for cell in notebook["cells"] for tag in cell["metadata"].get("tags", [])}
+    if "injected-parameters" in tagged:  # what the page was run with is shown, the defaults are folded
+        tagged["parameters"]["metadata"]["tags"].append("hide-input")
     stores = (chapters_dir / "results", chapters_dir.parent / "results")
     results = next((path for store in stores if (path := store / f"{slug}.json").exists()), None)
     if results:

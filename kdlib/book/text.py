@@ -32,7 +32,7 @@ def effect(row: dict, unit: str) -> str:
 def _with_interval(effect: dict, scale: float, digits: int) -> str:
     if effect["effect"] is None:
         return "–"
-    numbers = [f"{round(scale * effect[k], digits) + 0.0:+.{digits}f}" for k in ("effect", "low", "high") if effect[k] is not None]
+    numbers = [f"{scale * effect[k]:+.{digits}f}" for k in ("effect", "low", "high") if effect[k] is not None]
     return typeset(numbers[0] + (f" [{numbers[1]}, {numbers[2]}]" if len(numbers) == 3 else ""))
 
 
@@ -46,7 +46,7 @@ def transfer(effect: dict) -> str:
 def uncorrected(judged: list[dict]) -> str:
     """Which intervals clear of zero have a Holm-adjusted p above .05: a verdict looks at each by itself."""
     names = [f"{v['claim'].method} on {d}" for v in judged for d, row in v["rows"].items() if clear(row) and v["holm"][d] > 0.05]
-    return (f"Verdicts look at each interval by itself. Adjusted for all the tests of this page, p is above .05 for {listed(names, '')}."
+    return (f"Verdicts look at each interval by itself. Adjusted for all the claims that this page judges, p is above .05 for {listed(names, '')}."
             if names else "")
 
 

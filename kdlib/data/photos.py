@@ -28,7 +28,7 @@ from kdlib.data.files import first_line, installed
 from kdlib.data.pixels import Pictures, decoded, pictures
 from kdlib.store import cache_root
 
-COLOUR = (0.4, 0.2)  # of "photo jittered": strength of brightness, contrast and saturation, and of hue (Sec. 4.3)
+JITTER = (0.4, 0.2)  # strength and hue of the colour jitter of Sec. 4.3
 GRID = 4  # of "shuffled": patches a side
 LOW_PASS, HIGH_PASS = 1 / 32, 1 / 64  # standard deviations of the blur, in parts of the side
 
@@ -80,7 +80,8 @@ EDITIONS = {"imagenette-112": ("imagenette2",), "imagenette-160": ("imagenette2-
             "imagenette": ("imagenette2",), "geirhos-128": ("geirhos",), "geirhos": ("geirhos", "texture-vs-shape/stimuli"),
             "pacs-96": ("pacs",), "pacs": ("pacs", "PACS")}
 TORCHVISION = {"imagenette-160": "160px", "imagenette-320": "320px", "imagenette": "full"}  # what torchvision calls the editions it downloads
-DIGESTS = {"imagenette-112": "3b9465f83cededba", "geirhos-128": "2be2d4b10e29ef48", "pacs-96": "b28eb9a9dda7a6f3"}  # `Pictures.content` of editions that are scaled and re-encoded
+# `Pictures.content` of copies that were scaled to 112, 128 and 96 pixels and encoded again.
+DIGESTS = {"imagenette-112": "3b9465f83cededba", "geirhos-128": "2be2d4b10e29ef48", "pacs-96": "b28eb9a9dda7a6f3"}
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ class Photos:
     limit: int | None = None
 
     version: ClassVar[int] = 1
-    seen: ClassVar[tuple[str, ...]] = ("photo",)
-    jittered: ClassVar[tuple[str, ...]] = ("photo jittered",)
+    seen: ClassVar[str] = "photo"
+    jittered: ClassVar[str] = "photo jittered"
 
     def __post_init__(self):
         known = [*(name for name in EDITIONS if _family(name) == "imagenette"), "imagefolder"]
@@ -142,16 +143,16 @@ class Photos:
                 "unseen": {_family(name): self._content[name] for name in self.unseen}}
 
     def train(self, domains: tuple[str, ...], device) -> Augmented:
-        """The training photographs of `seen` or `jittered`, moved and mirrored at random."""
-        if domains not in (self.seen, self.jittered):
-            raise DataError(f"photos: one trains on {self.seen[0]} or on {self.jittered[0]}, not on {', '.join(domains) or 'nothing'}")
+        """The training photographs, `seen` as they are or `jittered`, moved and mirrored at random."""
+        if domains not in ((self.seen,), (self.jittered,)):
+            raise DataError(f"photos: networks learn from {self.seen!r} or {self.jittered!r}, not {', '.join(map(repr, domains)) or 'nothing'}")
         pixels, labels = (t.to(device) for t in self._load(self.source, "train"))
-        return Augmented(pixels, labels, COLOUR if domains == self.jittered else None)
+        return Augmented(pixels, labels, JITTER if domains == (self.jittered,) else None)
 
     def test(self, domain: str, device) -> tuple[Tensor, Tensor]:
         """The test images of one domain: x (n, 3, size, size) in [0, 1] and labels y (n,), -1 where the classes are others."""
         if domain not in self.domains:
-            raise DataError(f"photos: test domains are {', '.join(self.domains)}, not {domain}")
+            raise DataError(f"photos: test domains are {', '.join(self.domains)}, not {domain!r}")
         if domain in self._elsewhere:
             pixels, labels = self._load(self._elsewhere[domain], domain)
             return as_images(pixels).to(device), torch.full_like(labels, -1).to(device)
@@ -240,12 +241,14 @@ def _folder(root: Path) -> Pictures:
     return Pictures("imagefolder", root, parts, "replace or remove them")
 
 
-def _verify(name: str, found: Pictures, digest: str) -> None:
+def _verify(name: str, found: Pictures, wanted: str) -> None:
     content = found.content(tuple(DIGESTS.values()))
-    if content != digest:
-        other = f"choose {_family(name)} for another edition, or " if name in DIGESTS else ""
-        raise DataError(f"{name}: the content of {found.root} is not the {'declared one' if name in DIGESTS else 'same as before'} (digest {content}, "
-                        f"{'declared' if name in DIGESTS else 'before'} {digest}); {other}{found.mend}")
+    if content == wanted:
+        return
+    if name in DIGESTS:
+        raise DataError(f"{name}: the content of {found.root} is not the declared one (digest {content}, declared {wanted}): another edition, or "
+                        f"damaged; choose {_family(name)} in the place of {name} to take it as it is, or {found.mend}")
+    raise DataError(f"{name}: the content of {found.root} changed after the key was formed (digest {content}, was {wanted}); start again")
 
 
 def _state(family: str) -> str:
@@ -262,7 +265,8 @@ def _state(family: str) -> str:
         raise missing
     contents = {root: found.content(tuple(DIGESTS.values()), reread=True) for root, found in roots.items()}
     declared = {digest: name for name, digest in DIGESTS.items()}
-    return " and ".join(f"{root} ({declared.get(digest) or f'an edition without declared digest; its own is {digest}'})" for root, digest in contents.items())
+    return " and ".join(f"{root} ({declared.get(digest) or f'an edition without declared digest; its own is {digest}'})"
+                        for root, digest in contents.items())
 
 
 SETS = {family: DataSet(source.what, partial(_state, family)) for family, source in SOURCES.items()}

@@ -6,6 +6,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+
 from bench import timing
 from bench.__main__ import QUESTIONS
 from kdlib.book import ROOT
@@ -30,8 +32,13 @@ def check(page: str, questions) -> None:
     assert re.search(r" on \d{4}-\d\d-\d\d: .+ cores, PyTorch \d", page) and str(Path.home()) not in page
 
 
+def needs(question) -> tuple[str, ...]:
+    """The modules of the bench extra that it compares with."""
+    return getattr(question, "NEEDS", ())
+
+
 def test_every_question_is_answered_at_tiny_sizes(tmp_path):
-    asked = [name for name in QUESTIONS if name != "peers" or find_spec("torchdistill")]  # of the bench extra
+    asked = [name for name, question in QUESTIONS.items() if all(map(find_spec, needs(question)))]
     done = subprocess.run([sys.executable, "-m", "bench", *asked, "--quick", "--out", str(tmp_path / "page.md")], cwd=ROOT,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -46,8 +53,10 @@ def test_the_page_in_the_repository_is_of_a_full_run():
     assert "mean nothing" not in page
 
 
-def test_a_missing_peer_is_one_clear_line(tmp_path):
-    without = ("import runpy, sys; sys.modules['torchdistill'] = None; sys.argv[1:] = ['peers', '--quick', '--out', 'page.md']; "
+@pytest.mark.parametrize("name", [name for name, question in QUESTIONS.items() if needs(question)])
+def test_a_missing_peer_is_one_clear_line(tmp_path, name):
+    peer = needs(QUESTIONS[name])[0]
+    without = (f"import runpy, sys; sys.modules[{peer!r}] = None; sys.argv[1:] = [{name!r}, '--quick', '--out', 'page.md']; "
                f"sys.path.insert(0, {str(ROOT)!r}); runpy.run_module('bench', run_name='__main__')")
     done = subprocess.run([sys.executable, "-c", without], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "pip install kdlib[bench]" in done.stderr, done.stderr

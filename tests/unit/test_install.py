@@ -28,8 +28,8 @@ class Light(PathFinder):
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Light
 """
-LIBRARY = ["kdlib.losses", "kdlib.distill", "kdlib.models", "kdlib.stats", "kdlib.study", "kdlib.store", "kdlib.train", "kdlib.data",
-           "kdlib.data.digits", "kdlib.data.photos", *(f"kdlib.probes.{p.stem}" for p in (ROOT / "kdlib" / "probes").glob("*.py") if p.stem != "__init__")]
+LIBRARY = ["kdlib.losses", "kdlib.distill", "kdlib.models", "kdlib.stats", "kdlib.study", "kdlib.store", "kdlib.toy", "kdlib.train", "kdlib.data",
+           *(f"kdlib.{folder}.{p.stem}" for folder in ("data", "probes") for p in (ROOT / "kdlib" / folder).glob("*.py") if p.stem != "__init__")]
 
 
 def needed(requirements):
@@ -114,6 +114,11 @@ def test_the_command_says_in_one_line_what_it_lacks(light, words):
     done = light(light.site / "bin" / "kdlib", *words)
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("kdlib: ") and "clone of the repository" in done.stderr and "pip install -e '.[book]'" in done.stderr
+
+
+def test_the_toy_example_needs_none_of_the_extras(light, tmp_path):
+    done = light(light.site / "bin" / "kdlib", "toy", "--out", tmp_path / "toy.html")
+    assert done.returncode == 0 and (tmp_path / "toy.html").read_text().count("<svg") == 1, done.stderr
 
 
 def test_the_command_has_its_help(light):

@@ -1,3 +1,6 @@
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,10 +9,13 @@ from torch import nn
 
 from kdlib.data.digits import Digits
 from kdlib.distill import KL, Alone
-from kdlib.measures import Divergence, Planes, Predictions, Regions
+from kdlib import measures
+from kdlib.measures import Attack, Attacked, Divergence, Noise, Planes, Predictions, Regions
 from kdlib.models import MnistNet, Model
-from kdlib.probes import boundary, divergence
-from kdlib.store import digest
+from kdlib.probes import adversarial, boundary, divergence
+from kdlib.probes.accuracy import predict
+from kdlib.store import Store, digest
+from kdlib.study import complete
 from kdlib.train import Adadelta, Run
 
 SUITE = Digits(limit=64)
@@ -18,6 +24,8 @@ ALONE = Run(data=SUITE, domains=("orig",), model=Model("mnistnet", {"size": 16})
 TAUGHT = Run(data=SUITE, domains=("orig",), model=Model("mnistnet", {"size": 16}), objective=KL(0.1, 0.9, 8), teacher=ALONE,
              schedule=Adadelta(1), seed="b")
 PLANES = Planes(SUITE, "color", count=3, resolution=5, images=2)
+ATTACK = Attack(ALONE, SUITE, "color", eps=0.2, step=0.05, steps=3, items=20, images=2)
+NOISE = Noise(SUITE, "color", eps=0.2, items=20, images=2)
 
 
 def network(seed):
@@ -101,3 +109,114 @@ def test_divergence_against_torch_and_in_its_measure():
 def test_a_network_in_train_mode_has_no_divergence():
     with pytest.raises(ValueError, match="train mode"):
         divergence.kl(network(0).train(), network(1), torch.rand(2, 3, 16, 16))
+
+
+# attacks
+
+@pytest.fixture
+def crafted(monkeypatch):
+    """An empty cache of this process, and the number of images in each crafting."""
+    made, craft = [], adversarial.ifgsm
+    monkeypatch.setattr(measures, "_crafted", {})
+    monkeypatch.setattr(adversarial, "ifgsm", lambda net, x, y, **settings: made.append(len(x)) or craft(net, x, y, **settings))
+    return made
+
+
+def varied(seed):
+    """An untrained network that does not give all images one class."""
+    net, (x, _) = network(seed), SUITE.test("color", "cpu")
+    with torch.no_grad():
+        net.fc2.bias -= net(x).mean(0)
+    assert len(predict(net, x[:20]).unique()) > 3
+    return net
+
+
+def by_the_probe(net, items=20, **change):
+    x, y = (part[:items] for part in SUITE.test("color", "cpu"))
+    return adversarial.ifgsm(net, x, y, **dict(eps=0.2, step=0.05, steps=3) | change)
+
+
+def test_a_student_is_asked_about_the_images_made_for_its_teacher(crafted):
+    student, teacher = varied(1), varied(0)
+    asked = Attacked(TAUGHT, ATTACK)
+    assert asked.runs == (TAUGHT, ALONE)
+    prediction = asked.compute(student, teacher)["prediction"]
+    assert prediction.dtype == np.uint8 and (prediction == predict(student, by_the_probe(teacher)).numpy()).all()
+    assert (prediction != predict(student, SUITE.test("color", "cpu")[0][:20]).numpy()).any()
+
+
+def test_a_network_is_asked_about_its_own_images_and_about_all_of_them(crafted):
+    net, whole = varied(0), replace(ATTACK, items=None)
+    assert Attacked(ALONE, whole).runs == (ALONE, ALONE)
+    prediction = Attacked(ALONE, whole).compute(net, net)["prediction"]
+    assert prediction.shape == (64,) and (prediction == predict(net, by_the_probe(net, None)).numpy()).all()
+
+
+def test_a_process_crafts_an_attack_once_for_all_students(crafted):
+    teacher = varied(0)
+    for seed in 1, 2, 3:
+        Attacked(TAUGHT, ATTACK).compute(varied(seed), teacher)
+    ATTACK.compute(teacher)
+    assert crafted == [20]
+    Attacked(TAUGHT, replace(ATTACK, eps=0.1)).compute(varied(1), teacher)
+    Attacked(TAUGHT, replace(ATTACK, images=0)).compute(varied(1), teacher)  # how many are pictured makes no difference
+    assert crafted == [20, 20]
+
+
+def test_the_cache_keeps_the_latest_that_fit(crafted, monkeypatch):
+    net, attacks = varied(0), [replace(ATTACK, eps=e) for e in (0.1, 0.2, 0.3)]
+    monkeypatch.setattr(measures, "CRAFTED", 2 * 20 * 3 * 16 * 16 * 4)
+    for which, total in (0, 1), (1, 2), (0, 2), (2, 3), (0, 3), (1, 4), (2, 5):  # the third comes in place of the second
+        found = attacks[which].draw("cpu", net)
+        assert len(crafted) == total and torch.equal(found, by_the_probe(net, eps=attacks[which].eps)), crafted.pop()
+        crafted.pop()  # the test's own
+    monkeypatch.setattr(measures, "CRAFTED", 0)
+    assert len(attacks[0].draw("cpu", net)) == 20 and len(measures._crafted) == 1
+
+
+def test_the_pictures_are_those_that_the_networks_see(crafted):
+    net, (x, _) = varied(0), SUITE.test("color", "cpu")
+    got = ATTACK.compute(net)
+    assert (got["clean"] == (x[:2] * 255).round().byte().numpy()).all()
+    assert (got["perturbed"] == (by_the_probe(net)[:2] * 255).round().byte().numpy()).all()
+    difference = np.abs(got["clean"].astype(int) - got["perturbed"])
+    assert difference.max() in (38, 39) and got["clean"].shape == (2, 3, 16, 16)  # three steps of 0.05 are 38.25 levels
+    assert len(replace(ATTACK, images=0).compute(net)["perturbed"]) == 0
+
+
+def test_noise_is_equal_for_all_networks_and_as_large_as_the_attack():
+    net, (x, _) = varied(0), SUITE.test("color", "cpu")
+    assert NOISE.runs == () and Attacked(TAUGHT, NOISE).runs == (TAUGHT,)
+    noisy = NOISE.draw("cpu")
+    assert torch.equal(noisy, NOISE.draw("cpu")) and len(noisy) == 20
+    inside = (x[:20] > 0.2) & (x[:20] < 0.8)
+    torch.testing.assert_close((noisy - x[:20]).abs()[inside], torch.full((int(inside.sum()),), 0.2))
+    assert (Attacked(TAUGHT, NOISE).compute(net)["prediction"] == predict(net, noisy).numpy()).all()
+    got = NOISE.compute()
+    assert (got["perturbed"] == (noisy[:2] * 255).round().byte().numpy()).all() and len(got["clean"]) == 2
+    assert torch.equal(noisy[:5], replace(NOISE, items=5).draw("cpu")), "more items move no other's"
+
+
+@pytest.mark.parametrize("change", [dict(run=TAUGHT), dict(data=Digits(limit=32)), dict(domain="M"), dict(eps=0.1), dict(step=0.1),
+                                    dict(steps=4), dict(items=None)])
+def test_every_setting_of_an_attack_is_in_the_key(change):
+    assert Attacked(TAUGHT, ATTACK).key != Attacked(TAUGHT, replace(ATTACK, **change)).key
+    assert ATTACK.key != replace(ATTACK, **change).key
+
+
+def test_keys_of_attacks_tell_what_differs_and_nothing_else():
+    assert Attacked(TAUGHT, ATTACK).key == Attacked(TAUGHT, replace(ATTACK, images=0)).key != Attacked(ALONE, ATTACK).key
+    assert replace(ATTACK, eps=1).key == replace(ATTACK, eps=1.0).key and ATTACK.key != replace(ATTACK, images=0).key
+    assert Attacked(TAUGHT, NOISE).key == Attacked(TAUGHT, replace(NOISE, images=0)).key != Attacked(TAUGHT, ATTACK).key
+    assert Attacked(TAUGHT, NOISE).key not in {Attacked(TAUGHT, replace(NOISE, **c)).key for c in (dict(eps=0.1), dict(items=5), dict(domain="M"))}
+    assert Attacked(TAUGHT, ATTACK).describe()["attack"]["run"] == ALONE.key
+
+
+def test_a_study_trains_whom_an_attack_is_made_for(crafted, tmp_path):
+    other = replace(ALONE, seed="c")
+    asked = [Attacked(TAUGHT, ATTACK), Attacked(ALONE, ATTACK), Attacked(TAUGHT, replace(ATTACK, run=other)), ATTACK]
+    store = Store(tmp_path)
+    with ThreadPoolExecutor(1) as executor:
+        got = complete(asked, store, jobs=executor, progress=lambda line: None)
+    assert {kept.key for kept in store.folders() if kept.kind == "run"} == {ALONE.key, TAUGHT.key, other.key}
+    assert crafted == [20, 20] and all(got[a]["prediction"].shape == (20,) for a in asked[:3]) and got[ATTACK]["clean"].shape[0] == 2

@@ -152,7 +152,7 @@ def test_the_torch_version_changes_the_key_and_its_build_does_not(monkeypatch):
     (Run, run), (Adadelta, run), (MnistNet, run), (Digits, run), (KL, run),
     (Alone, run),  # through the teacher
     (Hint, lambda: run(objective=Hint(1.0, 2.0, "conv2", "conv2"))),
-    (accuracy, lambda: Predictions(run(), Digits(), "M")), (Run, lambda: Predictions(run(), Digits(), "M")),
+    (Predictions, lambda: Predictions(run(), Digits(), "M")), (Run, lambda: Predictions(run(), Digits(), "M")),
     (Items, lambda: Items(Digits(), "M")), (Digits, lambda: Items(Digits(), "M")),
 ], ids=lambda x: getattr(x, "__name__", ""))
 def test_every_version_changes_the_key(monkeypatch, owner, value):
