@@ -1,6 +1,6 @@
-"""Photographs of ten or more classes, and unseen domains to put to networks that were trained on them (paper, Sec. 4.1-4.4).
+"""Photographs, and unseen domains to put to networks that were trained on them (paper, Sec. 4.1-4.4).
 
-photo         the photographs themselves; trained on as they are ("photo"), or recoloured at random too ("photo jittered", Sec. 4.3)
+photo         the photographs themselves; networks learn from them as they are, or recoloured at random ("photo jittered", Sec. 4.3)
 grey, edges, low-pass, high-pass, shuffled
               made from the test photographs, item by item: `kdlib.data.derive`
 cue-conflict, edge, silhouette
@@ -22,10 +22,9 @@ import torch
 from torch import Generator, Tensor
 
 from kdlib.data import DataError, DataSet, MissingData, data_root, derive
-from kdlib.data.augment import Pictures as Augmented
-from kdlib.data.augment import as_images
+from kdlib.data.augment import Pictures, as_images
 from kdlib.data.files import first_line, installed
-from kdlib.data.pixels import Pictures, decoded, pictures
+from kdlib.data.pixels import Collection, decoded, pictures
 from kdlib.store import cache_root
 
 JITTER = (0.4, 0.2)  # strength and hue of the colour jitter of Sec. 4.3
@@ -59,8 +58,8 @@ class Source:
 SOURCES = {
     "imagenette": Source(
         "13,394 photographs of ten classes of ImageNet", {"train": (9469, ("train",)), "test": (3925, ("val",))}, tuple(IMAGENETTE),
-        "set KDLIB_DATA to a folder that holds imagenette2-160/{train,val}/CLASS/* (or imagenette2-320, or imagenette2), or unset it and "
-        "choose source imagenette-160, which torchvision downloads"),
+        "set KDLIB_DATA to a folder that holds imagenette2/{train,val}/CLASS/*, or imagenette2-160 or imagenette2-320 for the sources "
+        "imagenette-160 and imagenette-320; or unset it and choose one of these two, and torchvision downloads it"),
     "geirhos": Source(
         "1,600 stimuli of Geirhos et al.: cue conflicts, edges and silhouettes",
         {"cue-conflict": (1280, ("cue-conflict", "style-transfer-preprocessed-512")), "edge": (160, ("edge", "edges")),
@@ -80,7 +79,7 @@ EDITIONS = {"imagenette-112": ("imagenette2",), "imagenette-160": ("imagenette2-
             "imagenette": ("imagenette2",), "geirhos-128": ("geirhos",), "geirhos": ("geirhos", "texture-vs-shape/stimuli"),
             "pacs-96": ("pacs",), "pacs": ("pacs", "PACS")}
 TORCHVISION = {"imagenette-160": "160px", "imagenette-320": "320px", "imagenette": "full"}  # what torchvision calls the editions it downloads
-# `Pictures.content` of copies that were scaled to 112, 128 and 96 pixels and encoded again.
+# `Collection.content` of copies that were scaled to 112, 128 and 96 pixels and encoded again.
 DIGESTS = {"imagenette-112": "3b9465f83cededba", "geirhos-128": "2be2d4b10e29ef48", "pacs-96": "b28eb9a9dda7a6f3"}
 
 
@@ -108,6 +107,7 @@ class Photos:
     jittered: ClassVar[str] = "photo jittered"
 
     def __post_init__(self):
+        object.__setattr__(self, "unseen", tuple(self.unseen))
         known = [*(name for name in EDITIONS if _family(name) == "imagenette"), "imagefolder"]
         if self.source not in known:
             raise DataError(f"photos: source is one of {', '.join(known)}, not {self.source!r}")
@@ -142,12 +142,12 @@ class Photos:
         return {"suite": "photos", "version": self.version, "size": self.size, "limit": self.limit, "photographs": self._content[self.source],
                 "unseen": {_family(name): self._content[name] for name in self.unseen}}
 
-    def train(self, domains: tuple[str, ...], device) -> Augmented:
+    def train(self, domains: tuple[str, ...], device) -> Pictures:
         """The training photographs, `seen` as they are or `jittered`, moved and mirrored at random."""
         if domains not in ((self.seen,), (self.jittered,)):
             raise DataError(f"photos: networks learn from {self.seen!r} or {self.jittered!r}, not {', '.join(map(repr, domains)) or 'nothing'}")
         pixels, labels = (t.to(device) for t in self._load(self.source, "train"))
-        return Augmented(pixels, labels, JITTER if domains == (self.jittered,) else None)
+        return Pictures(pixels, labels, JITTER if domains == (self.jittered,) else None)
 
     def test(self, domain: str, device) -> tuple[Tensor, Tensor]:
         """The test images of one domain: x (n, 3, size, size) in [0, 1] and labels y (n,), -1 where the classes are others."""
@@ -168,13 +168,13 @@ class Photos:
     def _content(self) -> dict[str, str]:
         return {name: DIGESTS.get(name) or self._find(name).content(tuple(DIGESTS.values())) for name in (self.source, *self.unseen)}
 
-    def _find(self, name: str) -> Pictures:
+    def _find(self, name: str) -> Collection:
         return _folder(Path(self.folder).expanduser()) if name == "imagefolder" else _find(name, download=True)
 
     def _load(self, name: str, part: str) -> tuple[Tensor, Tensor]:
         spec = {"suite": "photos", "version": self.version, "content": self._content[name], "part": part, "size": self.size, "limit": self.limit}
 
-        def find() -> tuple[Pictures, list[tuple[Path, int]]]:
+        def find() -> tuple[Collection, list[tuple[Path, int]]]:
             found = self._find(name)
             _verify(name, found, self._content[name])
             return found, found.interleaved(part)[: self.limit]
@@ -186,7 +186,7 @@ def _family(name: str) -> str:
     return name.partition("-")[0]
 
 
-def _find(name: str, download: bool) -> Pictures:
+def _find(name: str, download: bool) -> Collection:
     """An edition of a data set where it lies, with all its pictures; else MissingData or a DataError."""
     named, source = data_root(), SOURCES[_family(name)]
     base = named or cache_root() / "data"
@@ -203,7 +203,7 @@ def _find(name: str, download: bool) -> Pictures:
     if wrong := [part for part, (n, _) in source.parts.items() if counts[part] != n]:
         raise DataError(f"{name}: {' and '.join(f'{counts[p]:,} pictures of {p}' for p in wrong)} in {root}, not "
                         f"{' and '.join(f'{source.parts[p][0]:,}' for p in wrong)}; delete it, fetch it anew and {source.get}")
-    return Pictures(name, root, parts, f"fetch it anew and {source.get}")
+    return Collection(name, root, parts, f"fetch it anew and {source.get}")
 
 
 def _download(name: str, base: Path) -> None:
@@ -216,7 +216,7 @@ def _download(name: str, base: Path) -> None:
         raise DataError(f"{name}: torchvision cannot download it to {base}: {first_line(error)}; {SOURCES['imagenette'].get}") from error
 
 
-def _folder(root: Path) -> Pictures:
+def _folder(root: Path) -> Collection:
     """Any folder of pictures, in folders of classes. Where it has no split of its own, a fifth of each class, but at least one, is for testing."""
     layout = "it holds train/CLASS/* and val/CLASS/* or test/CLASS/*, or CLASS/* alone"
     if not root.is_dir():
@@ -238,10 +238,10 @@ def _folder(root: Path) -> Pictures:
         raise DataError(f"imagefolder: {len(found[empty[0]])} pictures in {train / empty[0]}, too few to train and test; {layout}")
     if not any(parts["test"].values()):
         raise DataError(f"imagefolder: no pictures in {held}; {layout}")
-    return Pictures("imagefolder", root, parts, "replace or remove them")
+    return Collection("imagefolder", root, parts, "replace or remove them")
 
 
-def _verify(name: str, found: Pictures, wanted: str) -> None:
+def _verify(name: str, found: Collection, wanted: str) -> None:
     content = found.content(tuple(DIGESTS.values()))
     if content == wanted:
         return

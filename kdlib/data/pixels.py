@@ -24,7 +24,7 @@ KINDS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".web
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Collection:
     """Files of a data set: for each part (a split or a domain) and each class, in that order, its pictures."""
 
     name: str
@@ -108,7 +108,7 @@ def square(file: Path, size: int) -> np.ndarray:
         return np.asarray(scaled)
 
 
-def decoded(name: str, spec: dict, size: int, find: Callable[[], tuple[Pictures, list[tuple[Path, int]]]]) -> tuple[Tensor, Tensor]:
+def decoded(name: str, spec: dict, size: int, find: Callable[[], tuple[Collection, list[tuple[Path, int]]]]) -> tuple[Tensor, Tensor]:
     """Pixels (n, size, size, 3) uint8, mapped into memory, and labels (n,) int64 of what `spec` determines. They are not to be changed.
 
     They are kept in the cache under the hash of `spec`, verified when first opened, and made where they are not there or damaged (which is
@@ -149,7 +149,7 @@ def _open(folder: Path) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(pixels), torch.from_numpy(labels)
 
 
-def _make(folder: Path, spec: dict, size: int, whole: Pictures, chosen: list[tuple[Path, int]]) -> None:
+def _make(folder: Path, spec: dict, size: int, whole: Collection, chosen: list[tuple[Path, int]]) -> None:
     """Written picture by picture beside `folder`, which then lands in one rename."""
     making = folder.with_name(f"{folder.name}.making")
     shutil.rmtree(making, ignore_errors=True)  # what a kill left

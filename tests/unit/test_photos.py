@@ -329,7 +329,7 @@ def test_a_folders_key_is_its_contents_not_its_paths(folder, tmp_path):
 
 def test_a_digest_is_computed_once_and_anew_when_a_file_changes(folder, monkeypatch):
     read = []
-    monkeypatch.setattr(pixels.Pictures, "_read", lambda self, before=pixels.Pictures._read: read.append(self.name) or before(self))
+    monkeypatch.setattr(pixels.Collection, "_read", lambda self, before=pixels.Collection._read: read.append(self.name) or before(self))
     before = describe(suite(folder))
     assert describe(suite(folder)) == before and len(read) == 1
     save(folder / "train" / "cat" / "cat0.png", np.zeros((12, 10, 3)))
