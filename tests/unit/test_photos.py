@@ -615,6 +615,7 @@ def test_sets_that_are_incomplete_or_damaged(small):
 
 def test_damage_that_leaves_size_and_time_is_found_when_all_is_read(small):
     file = next((small / "pacs" / "photo" / "dog").iterdir())
+    assert "(pacs-96)" in data_sets()["pacs"].state()[1]
     facts = file.stat()
     flip(file)
     os.utime(file, ns=(facts.st_atime_ns, facts.st_mtime_ns))
