@@ -44,7 +44,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Items(Measure):
-    """A test domain itself: `label` (n,) of all items, and `image` (k, 3, size, size) uint8 of the first `images`."""
+    """A test domain itself: `label` (n,) of all items (-1 where it is of no class), and `image` (k, 3, size, size) uint8 of the first `images`."""
 
     data: object
     domain: str
@@ -316,7 +316,7 @@ def _floats(measure: Measure, *names: str) -> None:
 
 
 def _small(classes: torch.Tensor) -> np.ndarray:
-    return classes.to(torch.uint8 if classes.max() < 256 else torch.int16).cpu().numpy()
+    return classes.to(torch.uint8 if 0 <= classes.min() and classes.max() < 256 else torch.int16).cpu().numpy()
 
 
 def _pixels(x: torch.Tensor) -> np.ndarray:

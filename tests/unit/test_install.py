@@ -29,7 +29,7 @@ class Light(PathFinder):
 sys.meta_path[sys.meta_path.index(PathFinder)] = Light
 """
 LIBRARY = ["kdlib.losses", "kdlib.distill", "kdlib.models", "kdlib.stats", "kdlib.study", "kdlib.store", "kdlib.toy", "kdlib.train", "kdlib.data",
-           "kdlib.data.digits", *(f"kdlib.probes.{p.stem}" for p in (ROOT / "kdlib" / "probes").glob("*.py") if p.stem != "__init__")]
+           *(f"kdlib.{folder}.{p.stem}" for folder in ("data", "probes") for p in (ROOT / "kdlib" / folder).glob("*.py") if p.stem != "__init__")]
 
 
 def needed(requirements):
