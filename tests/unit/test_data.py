@@ -306,7 +306,7 @@ def test_packages_that_are_not_installed(monkeypatch, name):
 
 
 def test_every_source_of_digits_and_patches_is_a_data_set_that_can_be_asked_about():
-    assert set(data_sets()) == set(digits.DIGESTS)
+    assert set(digits.SETS) == set(digits.DIGESTS) and digits.SETS.items() <= data_sets().items()
     assert data_sets()["embedded"].state()[0] == data_sets()["bundled"].state()[0] == "complete"
     assert Path(data_sets()["embedded"].state()[1]).is_file()
 
