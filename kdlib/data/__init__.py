@@ -41,9 +41,9 @@ class DataSet:
 
 def data_sets() -> dict[str, DataSet]:
     """Every data set that some suite reads, by name."""
-    from kdlib.data import digits, photos
+    from kdlib.data import digits, photos, scenes
 
-    return {name: data_set for suite in (digits, photos) for name, data_set in suite.SETS.items()}
+    return {name: data_set for suite in (digits, photos, scenes) for name, data_set in suite.SETS.items()}
 
 
 class Trainable(Protocol):

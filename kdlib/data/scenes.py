@@ -14,6 +14,7 @@ poses as the test scenes. What networks learn here shows mechanisms; only photog
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdlib.data import DataError
+from kdlib.data import DataError, DataSet
 from kdlib.data.augment import Pictures, as_images, turn_hue
 from kdlib.data.files import installed, rgb, verify
 
@@ -35,6 +36,7 @@ TEXTURES = {  # file: (pixels averaged per side, left, top, right, bottom of the
     "hubble_deep_field.jpg": (3, 0, 0, 1000, 872)}
 PATCH = 32  # pixels of such a part behind every scene, whatever its size
 PAPER = 0.25  # the share of scenes before plain paper in the place of a photograph
+REACH = 0.95  # no object reaches further from the centre, in half image sides
 DIGEST = "08158f592b9fcdc1"
 
 
@@ -50,7 +52,7 @@ class Scenes:
     colour: float = 0.5
     seed: int = 0
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     domains: ClassVar[tuple[str, ...]] = DOMAINS
     seen: ClassVar[str] = "scene"
     jittered: ClassVar[str] = "scene jittered"
@@ -109,7 +111,7 @@ def _draw(suite: Scenes, split: str, domain: str, device: str) -> Drawn:
     n = suite.train_items if split == "train" else suite.test_items
     random = torch.Generator().manual_seed(2 * suite.seed + (split == "test"))
     labels = torch.arange(n) % suite.classes
-    pose = _pose(n, random)
+    pose = _pose(labels, random)
     texture, colour = (_cue(labels, agree, suite.classes, random) for agree in (suite.texture, suite.colour))
     other = (labels + torch.randint(1, suite.classes, (n,), generator=random)) % suite.classes
     style, behind = (torch.randint(suite.classes, (n,), generator=random) for _ in range(2))
@@ -144,12 +146,30 @@ def _draw(suite: Scenes, split: str, domain: str, device: str) -> Drawn:
     return Drawn(pixels, labels, mask, texture)
 
 
-def _pose(n: int, random) -> Tensor:
-    """(n, 5): angle, radius and centre (in half image sides), and the ratio of the object's axes."""
-    u = torch.rand(n, 5, generator=random)
-    radius = 0.5 + 0.25 * u[:, 1]
-    centre = (2 * u[:, 2:4] - 1) * (0.95 - radius)[:, None].clamp(min=0)
-    return torch.stack([2 * math.pi * u[:, 0], radius, centre[:, 0], centre[:, 1], 0.8 + 0.4 * u[:, 4]], dim=1)
+def _pose(labels: Tensor, random) -> Tensor:
+    """(n, 5): angle, radius and centre (in half image sides), and the ratio of the object's axes. An object that would be cut at
+    the image's border is moved inwards, and shrunk where that does not do."""
+    u = torch.rand(len(labels), 5, generator=random)
+    angle, radius, ratio = 2 * math.pi * u[:, 0], 0.5 + 0.25 * u[:, 1], 0.8 + 0.4 * u[:, 4]
+    centre = (2 * u[:, 2:4] - 1) * (REACH - radius)[:, None]
+    low, high = _extent(labels, angle, ratio)
+    radius = torch.minimum(radius, 2 * REACH / (high - low).amax(1))
+    centre = torch.minimum(torch.maximum(centre, -REACH - radius[:, None] * low), REACH - radius[:, None] * high)
+    return torch.stack([angle, radius, centre[:, 0], centre[:, 1], ratio], dim=1)
+
+
+def _extent(labels: Tensor, angle: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
+    """How far objects of radius 1 reach from their centres: left and up (n, 2), negative, and right and down (n, 2)."""
+    low, high = torch.empty(2, len(labels), 2).unbind()
+    v, u = torch.meshgrid(*2 * [torch.linspace(-1.3, 1.3, 131)], indexing="ij")
+    for number, shape in enumerate(SHAPES):
+        rows, inside = labels == number, _inside(shape, u, v)
+        rim = inside & (F.avg_pool2d(inside.float()[None], 3, 1, 1)[0] < 1)
+        a, q = angle[rows, None], ratio[rows, None]
+        along, across = u[rim] * q, v[rim] / q
+        points = torch.stack([along * a.cos() - across * a.sin(), along * a.sin() + across * a.cos()])
+        low[rows], high[rows] = points.amin(2).T, points.amax(2).T
+    return low, high
 
 
 def _cue(labels: Tensor, agree: float, classes: int, random) -> Tensor:
@@ -271,13 +291,18 @@ def _textures(split: str) -> tuple[Tensor, ...]:
     return tuple(parts)
 
 
-@lru_cache
-def _files() -> dict:
+def _files() -> dict[str, Path]:
     packages = {"sklearn.datasets.images": "scikit-learn", "skimage.data": "scikit-image"}
-    folders = [installed(package, "scenes", name) for package, name in packages.items()]
+    folders = [installed(package, "textures", name) for package, name in packages.items()]
     files = {name: folders[name != "flower.jpg"] / name for name in TEXTURES}
     if lacking := [str(f) for f in files.values() if not f.is_file()]:
-        raise DataError(f"scenes: {', '.join(lacking)} not found; install {' and '.join(packages.values())} anew")
-    verify("scenes", DIGEST, b"".join(f.read_bytes() for f in files.values()), f"of {' and '.join(map(str, folders))}",
+        raise DataError(f"textures: {', '.join(lacking)} not found; install {' and '.join(packages.values())} anew")
+    verify("textures", DIGEST, b"".join(f.read_bytes() for f in files.values()), f"of {' and '.join(map(str, folders))}",
            f"install {' and '.join(packages.values())} anew")
     return files
+
+
+SETS = {
+    "textures": DataSet("10 photographs of scikit-learn and scikit-image, for the textures of drawn scenes",
+                        lambda: " and ".join(sorted({str(f.parent) for f in _files().values()}))),
+}
