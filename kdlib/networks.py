@@ -57,6 +57,7 @@ class ResidualNet(Named):
     version = 1
 
     def __init__(self, widths: Sequence[int] = (24, 48, 96), blocks: int = 1, stride: int = 1, classes: int = 10, mean=MEAN, std=STD):
+        _check("residual", widths, stride, blocks)
         inputs = (widths[0], *widths)
         stages = {f"stage{k + 1}": nn.Sequential(*[
             Residual(inputs[k] if b == 0 else width, width, 2 if k and b == 0 else 1) for b in range(blocks)])
@@ -72,6 +73,7 @@ class PlainNet(Named):
     version = 1
 
     def __init__(self, widths: Sequence[int] = (24, 48, 96), convolutions: int = 2, stride: int = 1, classes: int = 10, mean=MEAN, std=STD):
+        _check("plain", widths, stride, convolutions)
         inputs, stages = (3, *widths), {}
         for k, width in enumerate(widths):
             layers = [nn.MaxPool2d(2)] if k else []
@@ -123,6 +125,10 @@ class TransformerNet(Named):
     version = 1
 
     def __init__(self, width: int = 128, depth: int = 4, heads: int = 4, reduce: int = 2, size: int = 32, classes: int = 10, mean=MEAN, std=STD):
+        if width % heads:
+            raise ValueError(f"transformer: heads must divide the width, and {heads} does not divide {width}")
+        if reduce < 1 or size % 2**reduce:
+            raise ValueError(f"transformer: size must be a multiple of 2^reduce with reduce at least 1, not {size} with {reduce}")
         stem, inputs = [], 3
         for k in range(reduce):
             outputs = width // 2 ** (reduce - 1 - k)
@@ -131,3 +137,10 @@ class TransformerNet(Named):
         super().__init__(normalize=Normalize(mean, std), stem=nn.Sequential(*stem), tokens=Tokens(width, size // 2**reduce),
                          **{f"block{k + 1}": Attention(width, heads) for k in range(depth)}, norm=nn.LayerNorm(width), map=Map(),
                          pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(width, classes))
+
+
+def _check(name: str, widths: Sequence[int], stride: int, deep: int) -> None:
+    if not widths or min(widths) < 1:
+        raise ValueError(f"{name}: widths are those of one stage or more, at least 1 each, not {tuple(widths)}")
+    if stride < 1 or deep < 1:
+        raise ValueError(f"{name}: stride and layers a stage are at least 1, not {stride} and {deep}")

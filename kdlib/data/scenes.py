@@ -267,6 +267,8 @@ def _patches(which: Tensor, place: Tensor, size: int, split: str, device) -> Ten
     line = torch.arange(PATCH, device=device)
     for number, photograph in enumerate(_textures(split)):
         rows = (which == number).nonzero()[:, 0]
+        if not len(rows):
+            continue
         photograph = photograph.to(device)
         room = torch.tensor([photograph.shape[0] - PATCH + 1, photograph.shape[1] - PATCH + 1], device=device)
         top, left = (place[rows] * room).long().unbind(1)

@@ -12,12 +12,13 @@ from torch import nn
 
 from kdlib import models, train
 from kdlib.data.digits import Digits
+from kdlib.data.scenes import Scenes
 from kdlib.distill import CRD, KL, Alone, Hint
 from kdlib.models import Model
 from kdlib.store import Store, digest
 from kdlib.measures import Items, Predictions
 from kdlib.study import arms, complete
-from kdlib.train import Adadelta, Run, TrainingError, finish, fit
+from kdlib.train import Adadelta, OneCycle, Run, TrainingError, finish, fit
 
 SMALL = Digits(limit=96)
 NET = Model("mnistnet", {"size": 16})
@@ -247,3 +248,46 @@ def test_a_short_slice_of_real_mnist(real_data, tmp_path):
     *said, items = domains.values()
     accuracy = [float((s["prediction"] == items["label"]).mean()) for s in said]
     assert accuracy[0] > 0.6 and min(accuracy) > 0.2, accuracy
+
+
+# OneCycle
+
+def test_one_cycle_rises_and_falls_in_straight_lines():
+    cycle = OneCycle(10, lr=0.4, warmup=0.2)
+    assert [cycle.rate(done) for done in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.2, 0.4, 0.2, 0])
+
+
+def test_adadelta_keeps_its_rate_for_an_epoch():
+    assert [Adadelta(14).rate(done) for done in (0, 0.99, 1, 1.5, 13)] == pytest.approx([1, 1, 0.7, 0.7, 0.7**13])
+
+
+def test_one_cycles_sgd_is_its_equation():
+    weight, gradient = torch.tensor([2.0]), torch.tensor([0.5])
+    parameter = torch.nn.Parameter(weight.clone())
+    optimizer, velocity = OneCycle(1, lr=0.1, weight_decay=0.01, momentum=0.9).optimizer([parameter]), 0
+    for _ in range(3):
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        slope = gradient + 0.01 * weight
+        velocity = 0.9 * velocity + slope
+        weight = weight - 0.1 * (slope + 0.9 * velocity)
+        torch.testing.assert_close(parameter.detach(), weight)
+
+
+def test_optimizers_go_by_name():
+    parameters = [torch.nn.Parameter(torch.zeros(1))]
+    assert isinstance(OneCycle(1, optimizer_name="adamw").optimizer(parameters), torch.optim.AdamW)
+    with pytest.raises(ValueError, match="^OneCycle: optimizer_name is sgd or adamw, not 'adam'$"):
+        OneCycle(1, optimizer_name="adam")
+
+
+def test_a_study_of_scenes_is_repeatable_and_paired():
+    data, net, cycle = Scenes(size=16, train_items=40, test_items=20), Model("residual", {"widths": (4, 8)}), OneCycle(2, batch=16)
+    common = dict(data=data, domains=("scene",), model=net, schedule=cycle)
+    teacher = Run(objective=Alone(), seed="teacher-0", **common)
+    taught = Run(objective=KL(0.1, 0.9, 4.0), seed="student-0", teacher=teacher, **common)
+    silent = Run(objective=KL(1.0, 0.0, 4.0), seed="student-0", teacher=teacher, **common)
+    alone = Run(objective=Alone(), seed="student-0", **common)
+    nets = [fit(run, fit(teacher)[0] if run.teacher else None)[0].state_dict() for run in (taught, taught, silent, alone)]
+    same = [all(torch.equal(a, b) for a, b in zip(nets[i].values(), nets[j].values())) for i, j in ((0, 1), (2, 3), (0, 3))]
+    assert same == [True, True, False], "a student that does not listen is the independent one"
