@@ -53,7 +53,7 @@ class Chapter:
     def __init__(self, slug: str, namespace: dict):
         """`namespace` holds the notebook's parameters by name; what else it holds is not looked at."""
         self.order = json.loads(os.environ.get("KDLIB_RUN", "{}"))
-        parameters = {name: parameter.check(namespace[name]) for name, parameter in source(slug).parameters.items()}
+        self.parameters = parameters = {name: parameter.check(namespace[name]) for name, parameter in source(slug).parameters.items()}
         self.planning = self.order.get("plan", False)
         if self.planning:  # for any machine: device and dtype are given
             self.device, self.dtype = parameters["device"], parameters["dtype"]

@@ -47,15 +47,19 @@ def marker(method: str, size: float = 9) -> dict:
                 markerfacecolor="white" if method[-1] in "*2" else color, markeredgewidth=1.6)
 
 
-def arms(results: Results, *, measure: str, methods: list[str], domains: dict[str, str], title: str, label: str) -> Figure:
+def arms(results: Results, *, measure: str, methods: list[str], domains: dict[str, str], title: str, label: str, by: str = "domain",
+         **where) -> Figure:
     """A panel a domain, a row a method: each seed as a dot, their mean as the method's marker.
 
-    `domains` maps a domain's name in the results to what the panel's heading says.
+    `domains` maps a domain's name in the results to what the panel's heading says; with `by="pair"` they are pairs, and so on.
+    `where` selects among the results beyond that (domain="photo"). A method without results in a panel has an empty row there.
     """
     figure, axes = plt.subplots(1, len(domains), figsize=(WIDTH, 1.3 + 0.36 * len(methods)), sharey=True)
     for axis, (domain, heading) in zip(np.atleast_1d(axes), domains.items()):
         for row, method in enumerate(methods):
-            values = results.values(measure=measure, method=method, domain=domain)
+            values = results.values(measure=measure, method=method, **where | {by: domain})
+            if not values:
+                continue
             axis.plot(values, [row] * len(values), "o", color=marker(method)["color"], markersize=4, alpha=0.45, markeredgewidth=0)
             axis.plot(np.mean(values), row, **marker(method))
             if method in ("T", "Ind"):
@@ -68,22 +72,52 @@ def arms(results: Results, *, measure: str, methods: list[str], domains: dict[st
 
 
 def effects(results: Results, *, measure: str, contrasts: list[tuple[str, str]], domains: dict[str, str], title: str,
-            label: str) -> Figure:
+            label: str, by: str = "domain", **where) -> Figure:
     """A panel a domain, a row a contrast (method, reference): the effect with its 95 % interval, zero marked.
 
-    The thick bar is the interval over seeds and items, the thin ticks that over seeds alone.
+    The thick bar is the interval over seeds and items, the thin ticks that over seeds alone. `domains`, `by` and `where` as in `arms`.
     """
     figure, axes = plt.subplots(1, len(domains), figsize=(WIDTH, 1.3 + 0.36 * len(contrasts)), sharey=True)
     for axis, (domain, heading) in zip(np.atleast_1d(axes), domains.items()):
         axis.axvline(0, color="black", linewidth=1)
         for row, (method, reference) in enumerate(contrasts):
-            found = results.find(measure=measure, method=method, reference=reference, domain=domain)
-            _interval(axis, row, found, marker(method) | ({} if reference == "Ind" else {"marker": "P"}))
+            for found in results.matching(measure=measure, method=method, reference=reference, **where | {by: domain}):
+                _interval(axis, row, found, marker(method) | ({} if reference == "Ind" else {"marker": "P"}))
         axis.set(title=heading, xlabel=label)
-        axis.xaxis.set_major_formatter(lambda x, _: f"{100 * x:+.4g}".replace("-", "−") if abs(x) > 1e-9 else "0")
+        axis.xaxis.set_major_formatter(_points)
     _rows(np.atleast_1d(axes)[0], [f"{m} − {r}" if r != "Ind" else name(m) for m, r in contrasts])
     figure.suptitle(textwrap.fill(title, 66))
     return figure
+
+
+def profile(results: Results, *, measure: str, methods: list[str], rows: list[str], panels: dict[str, str], title: str, label: str,
+            reference: str = "Ind", row: str = "domain", panel: str = "pair", **where) -> Figure:
+    """A panel a pair, a row a domain and in it a marker a method: the effect against `reference` with its 95 % interval, zero marked.
+
+    The reference "*" is each method's twin, taught by T*.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 1.6 + (0.16 * len(methods) + 0.1) * len(rows)), sharey=True, squeeze=False)
+    for axis, (where_panel, heading) in zip(axes[0], panels.items()):
+        axis.axvline(0, color="black", linewidth=1)
+        for line in range(1, len(rows)):
+            axis.axhline(line - 0.5, color="#dddddd", linewidth=0.8)
+        for line, of in enumerate(rows):
+            for k, method in enumerate(methods):
+                place = line + 0.8 * ((k + 0.5) / len(methods) - 0.5)
+                for found in results.matching(measure=measure, method=method, 
+                                             reference=f"{method}*" if reference == "*" else reference, **where | {row: of, panel: where_panel}):
+                    _interval(axis, place, found, marker(method, 5.5), thin=True)
+        axis.set(title=heading, xlabel=label)
+        axis.xaxis.set_major_formatter(_points)
+    _rows(axes[0][0], rows)
+    figure.legend([plt.Line2D([], [], **marker(m, 6)) for m in methods], [name(m) for m in methods], loc="outside lower center", ncols=len(methods))
+    figure.suptitle(textwrap.fill(title, 66))
+    return figure
+
+
+def heading(pair: str) -> str:
+    """A pair over two lines, for a panel's heading."""
+    return pair.replace("->", " →\n")
 
 
 class Plane(NamedTuple):
@@ -173,10 +207,14 @@ def pictures(images: np.ndarray, captions: list[str], *, columns: int, rows: lis
     return figure
 
 
-def _interval(axis, row: int, effect: dict, style: dict) -> None:
+def _points(x: float, _) -> str:
+    return f"{100 * x:+.4g}".replace("-", "−") if abs(x) > 1e-9 else "0"
+
+
+def _interval(axis, row: float, effect: dict, style: dict, thin: bool = False) -> None:
     if effect["low"] is not None:
-        axis.plot([effect["low"], effect["high"]], [row, row], color=style["color"], linewidth=2.4, solid_capstyle="butt")
-    if effect["low_seeds"] is not None:
+        axis.plot([effect["low"], effect["high"]], [row, row], color=style["color"], linewidth=1.4 if thin else 2.4, solid_capstyle="butt")
+    if effect["low_seeds"] is not None and not thin:
         axis.plot([effect["low_seeds"], effect["high_seeds"]], [row, row], "|", color=style["color"], markersize=9)
     if effect["effect"] is not None:
         axis.plot(effect["effect"], row, **style)

@@ -51,17 +51,15 @@ def _rows(claim: Claim, results: Results) -> list[tuple[str, ...]]:
     rows = []
     for domain, row in judged["rows"].items():
         first = not rows
-        rows.append((claim.says if first else "", domain, effect(row, claim.unit), _beyond_control(claim, domain, results),
-                     typeset(claim.paper[domain]), judged["verdict"] if first else ""))
+        rows.append((claim.says if first else "", domain, effect(row, claim.unit), _beyond_control(claim, row, results),
+                     typeset(judged["paper"][domain]), judged["verdict"] if first else ""))
     return rows
 
 
-def _beyond_control(claim: Claim, domain: str, results: Results) -> str:
+def _beyond_control(claim: Claim, row: dict, results: Results) -> str:
     """The effect against the same student of T*, where there is one."""
-    try:
-        return points(results.find(method=claim.method, reference=claim.method + "*", measure=claim.measure, domain=domain))
-    except KeyError:
-        return "–"
+    same = {name: row[name] for name in ("pair", "condition", "domain", "measure")}
+    return next((points(e) for e in results.matching(method=claim.method, reference=f"{claim.method}*", **same)), "–")
 
 
 def _basis(chapter: Source, claims: list[Claim], results: Results) -> str:

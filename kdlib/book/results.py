@@ -62,10 +62,14 @@ class Results:
 
     def find(self, **wanted) -> dict:
         """The one effect row that has these values."""
-        rows = [e for e in self.effects if all(e[k] == v for k, v in wanted.items())]
+        rows = self.matching(**wanted)
         if len(rows) != 1:
             raise KeyError(f"{len(rows)} effects match {wanted}")
         return rows[0]
+
+    def matching(self, **wanted) -> list[dict]:
+        """Every effect row that has these values."""
+        return [e for e in self.effects if all(e[k] == v for k, v in wanted.items())]
 
     def values(self, **wanted) -> list[float]:
         """The recorded values, a seed each, that match."""

@@ -1,6 +1,7 @@
 """Random transformations as functions of explicit parameters, a row per image, so that a probe can replay them."""
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 GREY = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as torchvision
@@ -17,6 +18,12 @@ def crop(pixels: Tensor, offset: Tensor, flip: Tensor) -> Tensor:
     columns = _reflect(torch.where(flip[:, None], width - 1 - columns, columns) - offset[:, 1:], width)
     moved = pixels[torch.arange(n, device=pixels.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
     return as_images(moved)
+
+
+def held_out(labels: Tensor) -> Tensor:
+    """Which training items (n,) are kept for choosing settings: every fifth of each class."""
+    turn = F.one_hot(labels).cumsum(0).gather(1, labels[:, None])[:, 0]
+    return turn % 5 == 0
 
 
 def as_images(pixels: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import Generator, Tensor
 
 from kdlib.data import DataError, DataSet, MissingData, data_root, derive
-from kdlib.data.augment import Pictures, as_images
+from kdlib.data.augment import Pictures, as_images, held_out
 from kdlib.data.files import first_line, installed
 from kdlib.data.pixels import Collection, decoded, pictures
 from kdlib.store import cache_root
@@ -90,7 +90,8 @@ class Photos:
     `source` is imagenette-112, or imagenette-160, imagenette-320 or imagenette (as torchvision has them), or imagefolder: any `folder`
     with train/CLASS/* and val/CLASS/* or test/CLASS/*, or with CLASS/* alone, of which a fifth of each class is kept for testing.
     `unseen` names the data sets that give further test domains: geirhos-128 or geirhos, pacs-96 or pacs. `limit` keeps the first so many
-    images of each split and domain, one of each class in turn; None keeps all.
+    images of each split and domain, one of each class in turn; None keeps all. `held_out` is for choosing settings: the test photographs
+    are then a fifth of the training photographs, which are learned from without them.
 
     The key holds digests of content, never a path or an edition's name. Those of imagenette-112, geirhos-128 and pacs-96 are declared, so
     that the key can be formed without the data. Those of all others are computed from the files, once.
@@ -101,6 +102,7 @@ class Photos:
     unseen: tuple[str, ...] = ("geirhos-128", "pacs-96")
     folder: str | None = None
     limit: int | None = None
+    held_out: bool = False
 
     version: ClassVar[int] = 1
     seen: ClassVar[str] = "photo"
@@ -140,13 +142,13 @@ class Photos:
 
     def describe(self) -> dict:
         return {"suite": "photos", "version": self.version, "size": self.size, "limit": self.limit, "photographs": self._content[self.source],
-                "unseen": {_family(name): self._content[name] for name in self.unseen}}
+                "unseen": {_family(name): self._content[name] for name in self.unseen}, **({"held out": True} if self.held_out else {})}
 
     def train(self, domains: tuple[str, ...], device) -> Pictures:
         """The training photographs, `seen` as they are or `jittered`, moved and mirrored at random."""
         if domains not in ((self.seen,), (self.jittered,)):
             raise DataError(f"photos: networks learn from {self.seen!r} or {self.jittered!r}, not {', '.join(map(repr, domains)) or 'nothing'}")
-        pixels, labels = (t.to(device) for t in self._load(self.source, "train"))
+        pixels, labels = (t.to(device) for t in self._seen("train"))
         return Pictures(pixels, labels, JITTER if domains == (self.jittered,) else None)
 
     def test(self, domain: str, device) -> tuple[Tensor, Tensor]:
@@ -156,7 +158,7 @@ class Photos:
         if domain in self._elsewhere:
             pixels, labels = self._load(self._elsewhere[domain], domain)
             return as_images(pixels).to(device), torch.full_like(labels, -1).to(device)
-        pixels, labels = self._load(self.source, "test")
+        pixels, labels = self._seen("test")
         x = as_images(pixels)
         return (DERIVED[domain](x) if domain in DERIVED else x).to(device), labels.clone().to(device)
 
@@ -170,6 +172,13 @@ class Photos:
 
     def _find(self, name: str) -> Collection:
         return _folder(Path(self.folder).expanduser()) if name == "imagefolder" else _find(name, download=True)
+
+    def _seen(self, part: str) -> tuple[Tensor, Tensor]:
+        if not self.held_out:
+            return self._load(self.source, part)
+        pixels, labels = self._load(self.source, "train")
+        kept = held_out(labels) == (part == "test")
+        return pixels[kept], labels[kept]
 
     def _load(self, name: str, part: str) -> tuple[Tensor, Tensor]:
         spec = {"suite": "photos", "version": self.version, "content": self._content[name], "part": part, "size": self.size, "limit": self.limit}

@@ -12,7 +12,7 @@ poses as the test scenes. What networks learn here shows mechanisms; only photog
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdlib.data import DataError, DataSet
-from kdlib.data.augment import Pictures, as_images, turn_hue
+from kdlib.data.augment import Pictures, as_images, held_out, turn_hue
 from kdlib.data.files import installed, rgb, verify
 
 DOMAINS = ("scene", "sketch", "stylized", "edge", "silhouette", "cue-conflict")
@@ -43,7 +43,10 @@ DIGEST = "08158f592b9fcdc1"
 @dataclass(frozen=True)
 class Scenes:
     """`train` and `test` scenes of `size` pixels, drawn from `seed`. `texture` and `colour` are the probabilities with which an
-    object's texture and colour are those of its class; otherwise they are another's, each equally often."""
+    object's texture and colour are those of its class; otherwise they are another's, each equally often.
+
+    `held_out` is for choosing settings: a fifth of the training scenes are the test domain "scene", and the only one.
+    """
 
     size: int = 32
     train_items: int = 3000
@@ -51,6 +54,7 @@ class Scenes:
     texture: float = 0.4
     colour: float = 0.5
     seed: int = 0
+    held_out: bool = False
 
     version: ClassVar[int] = 2
     domains: ClassVar[tuple[str, ...]] = DOMAINS
@@ -71,13 +75,15 @@ class Scenes:
 
     def describe(self) -> dict:
         return {"suite": "scenes", "version": self.version, "photographs": DIGEST, "size": self.size, "train": self.train_items,
-                "test": self.test_items, "texture": float(self.texture), "colour": float(self.colour), "seed": self.seed}
+                "test": self.test_items, "texture": float(self.texture), "colour": float(self.colour), "seed": self.seed,
+                **({"held out": True} if self.held_out else {})}
 
     def train(self, domains: tuple[str, ...], device) -> Pictures:
         if domains not in ((self.seen,), (self.jittered,)):
             raise DataError(f"scenes: networks learn from {self.seen!r} or {self.jittered!r}, not {', '.join(map(repr, domains)) or 'nothing'}")
-        drawn = _draw(self, "train", self.seen, str(device))
-        return Pictures(drawn.pixels, drawn.labels, JITTER if domains == (self.jittered,) else None)
+        drawn = _draw(replace(self, held_out=False), "train", self.seen, str(device))
+        kept = ~held_out(drawn.labels) if self.held_out else slice(None)
+        return Pictures(drawn.pixels[kept], drawn.labels[kept], JITTER if domains == (self.jittered,) else None)
 
     def test(self, domain: str, device) -> tuple[Tensor, Tensor]:
         """The test images of one domain: x (n, 3, size, size) in [0, 1] and labels y (n,), the classes of their shapes."""
@@ -93,9 +99,13 @@ class Scenes:
         return self._test(domain, device).textures
 
     def _test(self, domain: str, device) -> "Drawn":
-        if domain not in DOMAINS:
-            raise DataError(f"scenes: domains are {', '.join(DOMAINS)}, not {domain!r}")
-        return _draw(self, "test", domain, str(device))
+        if domain not in (known := DOMAINS[:1] if self.held_out else DOMAINS):
+            raise DataError(f"scenes: domains are {', '.join(known)}, not {domain!r}")
+        if not self.held_out:
+            return _draw(self, "test", domain, str(device))
+        whole = _draw(replace(self, held_out=False), "train", domain, str(device))
+        kept = held_out(whole.labels)
+        return Drawn(*(part[kept] for part in (whole.pixels, whole.labels, whole.masks, whole.textures)))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,189 @@
+"""What the chapters on images (paper, Sec. 4.1-4.4) share: pictures, teacher-student pairs and the arms of a study.
+
+One set of runs serves them all. A pair has two teachers, P (plain) and J (trained on recoloured pictures), and students of each.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from IPython.display import HTML
+
+from kdlib import models, study
+from kdlib.book import ROOT, BookError, claims, figures, text
+from kdlib.book.results import Results
+from kdlib.data.photos import SHOWN, Photos
+from kdlib.data.scenes import Scenes
+from kdlib.distill import CRD, KL, Hint
+from kdlib.models import Model
+from kdlib.store import describe, key
+from kdlib.train import OneCycle, Run
+
+# Weights to choose among, by method: alpha of KL (beside 1 - alpha for the cross entropy), beta of Hint and CRD (beside 1).
+CANDIDATES = {"KL": (0.5, 0.9), "Hint": (0.2, 1.0, 5.0), "CRD": (0.2, 0.8)}
+UNCHOSEN = {"KL": 0.9, "Hint": 1.0, "CRD": 0.8}  # where nobody has chosen
+WEIGHTS = ROOT / "book" / "weights.json"
+TABLE_5 = {"ResNet50->ResNet18": (0.7613, 0.7004, 0.7098, 0.7056, 0.7073), "VGG19->VGG11": (0.7237, 0.6888, 0.6974, 0.6938, 0.6974),
+           "VGG19->ResNet18": (0.7237, 0.7004, 0.7062, 0.7021, 0.7042), "ViT-B-32->ResNet18": (0.7591, 0.7004, 0.7039, 0.7059, 0.7058),
+           "Swin-B->Swin-T": (0.8350, 0.8113, 0.8123, 0.8133, 0.8127)}  # top-1 of teacher, Ind, KL, Hint, CRD on ImageNet
+PARAMETERS = {"KL": "alpha", "Hint": "beta", "CRD": "beta_crd"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    name: str  # TEACHER->STUDENT
+    teacher: Model
+    student: Model
+    teacher_layers: models.Layers
+    student_layers: models.Layers
+    both: bool  # whether the teacher that lacks the property teaches Hint and CRD students too, or only KL ones
+
+    @property
+    def hint(self) -> tuple[str, str]:
+        """The student's and the teacher's layer that Hint matches: a transformer's last map meets the student's last map, as in the paper."""
+        if self.teacher_layers.hint == self.teacher_layers.map:
+            return self.student_layers.map, self.teacher_layers.map
+        return self.student_layers.hint, self.teacher_layers.hint
+
+
+class Images:
+    """Pictures, pairs and arms by the parameters that these chapters have in common."""
+
+    def __init__(self, parameters: Mapping[str, object], device: str, dtype: str):
+        self.parameters, self.device, self.dtype = parameters, device, dtype
+        self.suite, self.pairs = suite(parameters), list(_pairs(parameters, suite(parameters).classes))
+
+    def arms(self, pair: Pair, *, jittered: bool = False, hint: tuple[str, str] | None = None) -> dict[tuple[str, int], Run]:
+        """Runs by (method, seed). T is the plain teacher P, or with `jittered` the recoloured J; T* is the other one. `hint` names other
+        layers (the student's, the teacher's) for Hint to match."""
+        p, weights = self.parameters, self.weights(pair)
+        objectives = objectives_of(pair, p, weights, hint=hint)
+        objectives |= {f"{m}*": objectives[m] for m in (objectives if pair.both else ("KL",))}
+        plain, recoloured = (self.suite.seen,), (self.suite.jittered,)
+        return study.arms(data=self.suite, teacher=pair.teacher, student=pair.student, objectives=objectives, seeds=range(p["seeds"]),
+                          teacher_domains=recoloured if jittered else plain, teacher_star_domains=plain if jittered else recoloured,
+                          student_domains=plain, schedule=schedule(pair.student, p["epochs"], p["batch"]),
+                          teacher_schedule=schedule(pair.teacher, p["teacher_epochs"], p["batch"]), one_teacher=True,
+                          device=self.device, dtype=self.dtype)
+
+    def weights(self, pair: Pair) -> dict[str, float]:
+        """The loss weight of each method: the parameter, or where that is 0 the one chosen on held-out pictures, or else a common one."""
+        chosen = {**UNCHOSEN, **self._chosen.get(choice(pair, self.parameters), {}).get("chosen", {})}
+        return {m: self.parameters[name] or chosen[m] for m, name in PARAMETERS.items()}
+
+    def source_of_weights(self, pair: Pair) -> str:
+        """In words, for the page."""
+        given = [m for m, name in PARAMETERS.items() if self.parameters[name]]
+        if len(given) == len(PARAMETERS):
+            return "given"
+        return "chosen on held-out training pictures" if choice(pair, self.parameters) in self._chosen else "not chosen for this pair: common values"
+
+    def on(self, domain: str) -> Scenes | Photos:
+        """The suite that has this test domain: that of training wherever it does, so that chapters share what they measure."""
+        return self.suite if domain in self.suite.domains else self.wider
+
+    @cached_property
+    def wider(self) -> Photos:
+        """The suite with the data sets of parameter `unseen`, whose domains networks never learn from."""
+        named = tuple(filter(None, (name.strip() for name in self.parameters.get("unseen", "").split(","))))
+        if named and self.parameters["source"] == "scenes":
+            raise BookError(f"parameter unseen goes with photographs, not with scenes: {', '.join(named)}")
+        return replace(self.suite, unseen=named) if named else self.suite
+
+    def in_words(self) -> str:
+        """What the networks learn from and are tested on."""
+        p, suite = self.parameters, self.suite
+        limited = f", the first {p['limit']:,} of each split" if p["limit"] else ""
+        if p["source"] == "scenes":
+            return (f"drawn scenes of {suite.size}×{suite.size} pixels: {suite.train_items:,} to learn from, {suite.test_items:,} to test on, {suite.classes} classes. "
+                    f"An object's shape is its class; its texture is that of its class in {100 * suite.texture:.0f} % of the scenes and its colour in "
+                    f"{100 * suite.colour:.0f} %, else another class's")
+        what = "the photographs of a folder" if p["source"] == "imagefolder" else "Imagenette, ten classes of ImageNet"
+        return f"{what}, at {suite.size}×{suite.size} pixels{limited}: {suite.classes} classes"
+
+    @cached_property
+    def _chosen(self) -> dict[str, dict]:
+        return read_choices()
+
+
+def accuracies(images: Images, results: Results, methods: Sequence[str]) -> HTML:
+    """Each pair's accuracy on the domain that all saw, and what distillation gains, beside the paper's Table 5."""
+    rows, seen = [], images.suite.seen
+    for pair in images.pairs:
+        mean = {m: np.mean(v) for m in methods if (v := results.values(pair=pair.name, method=m, domain=seen, measure="accuracy"))}
+        effects = {e["method"]: e for e in results.matching(pair=pair.name, domain=seen, measure="accuracy", reference="Ind")}
+        rows.append([pair.name, "here", *[text.share(mean.get(m)) + (f" ({text.points(effects[m])})" if m in effects else "") for m in methods]])
+        if like := claims.paper_pair(pair.name):
+            paper = dict(zip(("T", "Ind", "KL", "Hint", "CRD"), TABLE_5.get(like, ())))
+            rows.append([pair.name, f"paper, {like}", *[text.share(paper.get(m)) + (text.typeset(f" ({100 * (paper[m] - paper['Ind']):+.1f})")
+                         if m in ("KL", "Hint", "CRD") and m in paper else "") for m in methods]])
+    return text.table(["pair", "source", *[f"{figures.name(m)}, %" for m in methods]], rows,
+                      f"Accuracy on {seen}, in brackets minus Ind in points with 95 % intervals; the paper's is top-1 on ImageNet (Table 5)")
+
+
+def recipes(images: Images) -> HTML:
+    """The pairs' networks and loss weights."""
+    rows = [[pair.name, *[f"{sum(p.numel() for p in model.build().parameters()) / 1e6:.2f}" for model in (pair.teacher, pair.student)],
+             *[f"{w:g}" for w in images.weights(pair).values()], images.source_of_weights(pair), ", ".join(f"{a} / {b}" for a, b in [pair.hint])]
+            for pair in images.pairs]
+    return text.table(["pair", "teacher, M parameters", "student, M parameters", "α of KL", "β of Hint", "β of CRD", "weights", "Hint's layers (student / teacher)"],
+                      rows, "The pairs, and how their students were taught")
+
+
+def may_show(suite: Scenes | Photos, name: str) -> bool:
+    """Whether pictures of a class may be published: drawn ones, and of photographs those classes that seldom show people."""
+    return isinstance(suite, Scenes) or name in SHOWN
+
+
+def suite(parameters: Mapping[str, object], *, held_out: bool = False) -> Scenes | Photos:
+    p = parameters
+    if p["source"] == "scenes":
+        train, test = (min(n, p["limit"] or n) for n in (Scenes.train_items, Scenes.test_items))
+        return Scenes(p["size"], train, test, p["texture"], p["colour"], held_out=held_out)
+    return Photos(p["source"], p["size"], unseen=(), folder=p["folder"] or None, limit=p["limit"] or None, held_out=held_out)
+
+
+def schedule(model: Model, epochs: int, batch: int) -> OneCycle:
+    """SGD for convolutional networks, AdamW for transformers, both in one cycle; SGD's rate goes with the batch."""
+    if models.layers(model).tokens:
+        return OneCycle(epochs, batch, lr=2e-3, weight_decay=0.05, optimizer_name="adamw")
+    return OneCycle(epochs, batch, lr=0.2 * batch / 128)
+
+
+def objectives_of(pair: Pair, parameters: Mapping[str, object], weights: Mapping[str, float], *, hint=None) -> dict[str, object]:
+    p, (ours, theirs) = parameters, hint or pair.hint
+    return {"KL": KL(1 - weights["KL"], weights["KL"], p["tau"]), "Hint": Hint(1, weights["Hint"], ours, theirs),
+            "CRD": CRD(1, weights["CRD"], p["tau_crd"], p["negatives"], pair.student_layers.flatten, pair.teacher_layers.flatten)}
+
+
+def choice(pair: Pair, parameters: Mapping[str, object]) -> str:
+    """The key of what a choice of loss weights holds for: pictures, networks, schedules and temperatures, not seeds or machines."""
+    p = parameters
+    return key({"data": describe(suite(p, held_out=True)), "teacher": describe(pair.teacher), "student": describe(pair.student),
+                "schedules": [describe(schedule(pair.teacher, p["teacher_epochs"], p["batch"])), describe(schedule(pair.student, p["epochs"], p["batch"]))],
+                "objectives": [describe(o) for o in objectives_of(pair, p, UNCHOSEN).values()]})
+
+
+def read_choices() -> dict[str, dict]:
+    """What `kdlib weights` chose, by `choice`."""
+    try:
+        return json.loads(WEIGHTS.read_text()) if WEIGHTS.exists() else {}
+    except ValueError as error:
+        raise BookError(f"{WEIGHTS} is not JSON ({error}); restore it, or remove it and choose again: kdlib weights") from None
+
+
+def _pairs(parameters: Mapping[str, object], classes: int) -> Iterator[Pair]:
+    seen = set()
+    for text in parameters["pairs"].split(","):
+        name, both = text.strip().removesuffix("*").strip(), text.strip().endswith("*")
+        teacher, arrow, student = (part.strip() for part in name.partition("->"))
+        if not (teacher and arrow and student) or (teacher, student) in seen:
+            raise BookError(f"parameter pairs takes TEACHER->STUDENT, ..., each once, not {parameters['pairs']!r}")
+        seen.add((teacher, student))
+        try:
+            built = [models.network(n, size=parameters["size"], classes=classes) for n in (teacher, student)]
+            yield Pair(f"{teacher}->{student}", *built, *map(models.layers, built), both)
+        except ValueError as error:
+            raise BookError(f"parameter pairs: {error}") from None
