@@ -89,3 +89,26 @@ def features(net: nn.Module, x: Tensor, layer: str | None = None) -> Tensor:
     with taps(net, layer) as seen:
         net(x)
     return seen[layer]
+
+
+# TEMPORARY SHIM
+from typing import NamedTuple
+class Layers(NamedTuple):
+    map: str
+    flatten: str
+    hint: str
+    depths: tuple
+    tokens: bool = False
+
+def network(name, *, size, classes):
+    family, _, rest = name.partition("-")
+    w, _, d = rest.partition("x")
+    w, d = int(w), int(d)
+    if family == "transformer":
+        return Model("transformer", {"width": w, "depth": d, "reduce": {32: 2, 64: 3}[size], "size": size, "classes": classes})
+    return Model(family, {"widths": [w, 2*w, 4*w], {"residual": "blocks", "plain": "convolutions"}[family]: d, "stride": size // 32, "classes": classes})
+
+def layers(model):
+    if model.name == "transformer":
+        return Layers("map", "flatten", "map", ("map", "flatten", "logits"), True)
+    return Layers("map", "flatten", "stage2", ("stage1", "stage2", "stage3", "logits"))
