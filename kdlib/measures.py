@@ -12,8 +12,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from kdlib.data import augment
 from kdlib.models import features
-from kdlib.probes import accuracy, adversarial, boundary, divergence, localization
+from kdlib.probes import accuracy, adversarial, boundary, divergence, invariance, localization
 from kdlib.store import Arrays, describe, key
 from kdlib.train import Run, stream
 
@@ -70,6 +71,62 @@ class Predictions(Measure):
     def compute(self, net):
         x, _ = self.data.test(self.domain, self.run.device)
         return {"prediction": _small(accuracy.predict(net, x))}
+
+
+@dataclass(frozen=True)
+class Recolouring(Measure):
+    """Random recolourings of the images of a test domain, `draws` of each, the same for every network: brightness, contrast and saturation
+    times U[1 - strength, 1 + strength], hue turned by U[-hue, hue] of a full turn; with `step`, one of `augment.STEPS`, that one alone.
+
+    All strengths and steps share their random numbers: an image is changed in one direction, only further or in part. The first draw is
+    the same whatever `draws`. `image` (k, 3, size, size) uint8 shows it on the first `images`.
+    """
+
+    data: object
+    domain: str
+    strength: float
+    hue: float
+    draws: int = 1
+    step: str | None = None
+    images: int = 0
+
+    version: ClassVar[int] = invariance.version
+
+    def __post_init__(self):
+        for name in "strength", "hue":  # equal settings, equal keys
+            object.__setattr__(self, name, float(getattr(self, name)))
+        if self.step not in (None, *augment.STEPS):
+            raise ValueError(f"recolouring: step is one of {', '.join(augment.STEPS)}, not {self.step!r}")
+
+    def factors(self, n: int) -> torch.Tensor:
+        """Of n images, (draws, n, 4), as `augment.jitter` takes them."""
+        generator = torch.Generator().manual_seed(stream("20231210", "recolouring"))
+        drawn = augment.jitter_factors(self.draws * n, strength=self.strength, hue=self.hue, generator=generator).view(self.draws, n, 4)
+        return augment.only(drawn, self.step) if self.step else drawn
+
+    def compute(self):
+        x = self.data.test(self.domain, "cpu")[0]
+        return {"image": _pixels(augment.jitter(x[: self.images], self.factors(len(x))[0, : self.images]))}
+
+
+@dataclass(frozen=True)
+class Recoloured(Measure):
+    """The classes that one network predicts on the recoloured images: `prediction` (draws, n), uint8 (int16). See `kdlib.probes.invariance`."""
+
+    run: Run
+    recolouring: Recolouring
+
+    version: ClassVar[int] = invariance.version
+
+    def describe(self) -> dict:
+        whole = super().describe()
+        del whole["recolouring"]["images"]  # how many are pictured changes no prediction
+        return whole
+
+    def compute(self, net):
+        r = self.recolouring
+        x = r.data.test(r.domain, self.run.device)[0]
+        return {"prediction": _small(invariance.predict_changed(net, x, augment.jitter, r.factors(len(x))))}
 
 
 @dataclass(frozen=True)

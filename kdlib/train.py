@@ -222,7 +222,8 @@ def fit(run: Run, teacher: nn.Module | None = None) -> tuple[nn.Module, dict]:
                     with autocast:
                         target = targets(x, idx)
                         logits = student(x)
-                    value = loss(logits, y, seen.get(run.objective.student_layer), target, idx)
+                    found = logits if run.objective.student_layer == "logits" else seen.get(run.objective.student_layer)
+                    value = loss(logits, y, found, target, idx)
                     optimizer.zero_grad(set_to_none=True)
                     value.backward()
                     optimizer.step()
@@ -249,7 +250,7 @@ def finish(run: Run, store: Store) -> nn.Module:
 
 
 def _layers(objective) -> list[str]:
-    return [objective.student_layer] if objective.student_layer else []
+    return [] if objective.student_layer in (None, "logits") else [objective.student_layer]
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 GREY = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as torchvision
+STEPS = ("brightness", "contrast", "saturation", "hue")  # of `jitter`, in this order
 
 
 def crop(pixels: Tensor, offset: Tensor, flip: Tensor) -> Tensor:
@@ -36,6 +37,11 @@ def jitter_factors(n: int, *, strength: float, hue: float, generator: Generator)
     hue from U[-hue, hue], as torchvision's ColorJitter draws them, but for each image its own."""
     random = 2 * torch.rand(n, 4, generator=generator) - 1
     return torch.cat([(1 + strength * random[:, :3]).clamp(min=0), hue * random[:, 3:]], dim=1)
+
+
+def only(factors: Tensor, step: str) -> Tensor:
+    """Factors (..., 4) that keep one of `STEPS` and leave the others without effect."""
+    return torch.where(torch.arange(4) == STEPS.index(step), factors, torch.tensor([1.0, 1.0, 1.0, 0.0]))
 
 
 def jitter(x: Tensor, factors: Tensor) -> Tensor:
