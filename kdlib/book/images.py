@@ -28,6 +28,7 @@ WEIGHTS = ROOT / "book" / "weights.json"
 TABLE_5 = {"ResNet50->ResNet18": (0.7613, 0.7004, 0.7098, 0.7056, 0.7073), "VGG19->VGG11": (0.7237, 0.6888, 0.6974, 0.6938, 0.6974),
            "VGG19->ResNet18": (0.7237, 0.7004, 0.7062, 0.7021, 0.7042), "ViT-B-32->ResNet18": (0.7591, 0.7004, 0.7039, 0.7059, 0.7058),
            "Swin-B->Swin-T": (0.8350, 0.8113, 0.8123, 0.8133, 0.8127)}  # top-1 of teacher, Ind, KL, Hint, CRD on ImageNet
+TABLE_5_COLOUR = {"ResNet50->ResNet18": (0.7532, 0.7004, 0.7101, 0.7041, 0.7097)}  # with a teacher trained on recoloured pictures
 PARAMETERS = {"KL": "alpha", "Hint": "beta", "CRD": "beta_crd"}
 
 
@@ -108,19 +109,21 @@ class Images:
         return read_choices()
 
 
-def accuracies(images: Images, results: Results, methods: Sequence[str]) -> HTML:
-    """Each pair's accuracy on the domain that all saw, and what distillation gains, beside the paper's Table 5."""
+def accuracies(images: Images, results: Results, methods: Sequence[str], paper: Mapping[str, tuple] = TABLE_5, teacher: str = "plain") -> HTML:
+    """Each pair's accuracy on the domain that all saw, and what distillation gains, beside the rows of the paper's Table 5 whose teacher is T.
+    Only what was recorded under no condition counts. `teacher` says what T is."""
     rows, seen = [], images.suite.seen
     for pair in images.pairs:
-        mean = {m: np.mean(v) for m in methods if (v := results.values(pair=pair.name, method=m, domain=seen, measure="accuracy"))}
-        effects = {e["method"]: e for e in results.matching(pair=pair.name, domain=seen, measure="accuracy", reference="Ind")}
+        where = dict(pair=pair.name, domain=seen, measure="accuracy", condition={})
+        mean = {m: np.mean(v) for m in methods if (v := results.values(method=m, **where))}
+        effects = {e["method"]: e for e in results.matching(reference="Ind", **where)}
         rows.append([pair.name, "here", *[text.share(mean.get(m)) + (f" ({text.points(effects[m])})" if m in effects else "") for m in methods]])
-        if like := claims.paper_pair(pair.name):
-            paper = dict(zip(("T", "Ind", "KL", "Hint", "CRD"), TABLE_5.get(like, ())))
-            rows.append([pair.name, f"paper, {like}", *[text.share(paper.get(m)) + (text.typeset(f" ({100 * (paper[m] - paper['Ind']):+.1f})")
-                         if m in ("KL", "Hint", "CRD") and m in paper else "") for m in methods]])
+        if (like := claims.paper_pair(pair.name)) in paper:
+            theirs = dict(zip(("T", "Ind", "KL", "Hint", "CRD"), paper[like]))
+            rows.append([pair.name, f"paper, {like}", *[text.share(theirs.get(m)) + (text.typeset(f" ({100 * (theirs[m] - theirs['Ind']):+.1f})")
+                         if m in ("KL", "Hint", "CRD") and m in theirs else "") for m in methods]])
     return text.table(["pair", "source", *[f"{figures.name(m)}, %" for m in methods]], rows,
-                      f"Accuracy on {seen}, in brackets minus Ind in points with 95 % intervals; the paper's is top-1 on ImageNet (Table 5)")
+                      f"Accuracy on {seen}, in brackets minus Ind in points with 95 % intervals; T is the {teacher} teacher; the paper's is top-1 on ImageNet (Table 5)")
 
 
 def recipes(images: Images) -> HTML:
@@ -130,6 +133,31 @@ def recipes(images: Images) -> HTML:
             for pair in images.pairs]
     return text.table(["pair", "teacher, M parameters", "student, M parameters", "α of KL", "β of Hint", "β of CRD", "weights", "Hint's layers (student / teacher)"],
                       rows, "The pairs, and how their students were taught")
+
+
+def depths(pair: Pair, count: int) -> dict[str, tuple[str, str]]:
+    """Layers for Hint to match, by the student's, from its first to its logits: (the student's, the teacher's).
+
+    `count` of the student's `Layers.depths`, spread evenly (0: all), and the layer that Hint matches anyway where it is one of them. The teacher's layer has
+    the same rank. Where the two have unlike numbers of layers, the last two (penultimate features and logits) go with the last two, and the
+    maps before them are spread evenly over the teacher's.
+    """
+    ours, theirs = pair.student_layers.depths, pair.teacher_layers.depths
+    maps = np.linspace(0, len(theirs) - 3, len(ours) - 2).round().astype(int)
+    matched = [*(theirs[i] for i in maps), *theirs[-2:]]
+    chosen = range(len(ours)) if not count else {round(i) for i in np.linspace(0, len(ours) - 1, min(count, len(ours)))}
+    return {layer: (layer, other) for i, (layer, other) in enumerate(zip(ours, matched)) if i in chosen or (layer, other) == pair.hint}
+
+
+def numbers(name: str, value: str, low: float, high: float) -> list[float]:
+    """A parameter that holds numbers by comma, each once, in ascending order. BookError unless each lies in [low, high]."""
+    try:
+        found = sorted({float(part) for part in value.split(",")})
+        if not low <= found[0] <= found[-1] <= high:
+            raise ValueError
+    except ValueError:
+        raise BookError(f"parameter {name} takes numbers in [{low:g}, {high:g}], by comma, not {value!r}") from None
+    return found
 
 
 def may_show(suite: Scenes | Photos, name: str) -> bool:

@@ -35,8 +35,9 @@ class Results:
                                  "n": row.size if values.ndim == 2 else None})
 
     def effect(self, student: np.ndarray, reference: np.ndarray, teacher=None, *, pair: str, domain: str, method: str,
-               against: str, measure: str, condition: dict | None = None) -> stats.Effect:
-        """The effect of `method` on `measure` against the method `against`, as `kdlib.stats.effect` computes it.
+               against: str | None, measure: str, condition: dict | None = None) -> stats.Effect:
+        """The effect of `method` on `measure` against the method `against` (None where the measure is a difference itself), as
+        `kdlib.stats.effect` computes it.
 
         A measure that some seed leaves undefined (NaN) has no effect; its flag says so.
         """
