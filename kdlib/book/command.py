@@ -151,6 +151,14 @@ def _headline(options) -> None:
     print(update())
 
 
+def _weights(options) -> None:
+    from kdlib.book.weights import choose
+
+    chapter = source("unseen-domains")
+    given = _pairs("-p", options.parameter)
+    choose(chapter.values(options.profile, given), seeds=options.seeds, jobs=options.jobs, say=lambda line: print(line, flush=True))
+
+
 def _toy(options) -> None:
     from kdlib.book.toy import write
 
@@ -217,6 +225,11 @@ def _parser() -> argparse.ArgumentParser:
     publish = command("publish", _publish, "make executed chapters the published ones, with results and measurements; README.md says what they found")
     publish.add_argument("slugs", nargs="+", metavar="SLUG")
     publish.add_argument("--from", dest="source", required=True, metavar="DIR", help="folder of executed chapters")
+    weights = command("weights", _weights, "choose the loss weights of the image chapters' pairs on held-out training pictures, once: book/weights.json")
+    weights.add_argument("--profile", default="cpu", metavar="NAME", help="whose pictures, pairs and schedules (default: cpu)")
+    weights.add_argument("-p", dest="parameter", action="append", default=[], metavar="NAME=VALUE", help="set a parameter, such as pairs")
+    weights.add_argument("--seeds", type=int, default=2, metavar="N", help="students of each candidate (default: 2)")
+    weights.add_argument("--jobs", type=int, metavar="N", help="processes side by side (default: one per core)")
     toy = command("toy", _toy, "write the toy example, where the decision boundary can be moved, as one self-contained HTML file")
     toy.add_argument("--out", required=True, metavar="FILE", help="for example toy.html; an earlier one is replaced")
     command("headline", _headline, "bring what was found in README.md up to date (publish does so too)")

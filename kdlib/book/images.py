@@ -21,8 +21,6 @@ from kdlib.models import Model
 from kdlib.store import describe, key
 from kdlib.train import OneCycle, Run
 
-# Weights to choose among, by method: alpha of KL (beside 1 - alpha for the cross entropy), beta of Hint and CRD (beside 1).
-CANDIDATES = {"KL": (0.5, 0.9), "Hint": (0.2, 1.0, 5.0), "CRD": (0.2, 0.8)}
 UNCHOSEN = {"KL": 0.9, "Hint": 1.0, "CRD": 0.8}  # where nobody has chosen
 WEIGHTS = ROOT / "book" / "weights.json"
 TABLE_5 = {"ResNet50->ResNet18": (0.7613, 0.7004, 0.7098, 0.7056, 0.7073), "VGG19->VGG11": (0.7237, 0.6888, 0.6974, 0.6938, 0.6974),
@@ -51,14 +49,16 @@ class Pair:
 class Images:
     """Pictures, pairs and arms by the parameters that these chapters have in common."""
 
-    def __init__(self, parameters: Mapping[str, object], device: str, dtype: str):
+    def __init__(self, parameters: Mapping[str, object], device: str, dtype: str, *, held_out: bool = False):
         self.parameters, self.device, self.dtype = parameters, device, dtype
-        self.suite, self.pairs = suite(parameters), list(_pairs(parameters, suite(parameters).classes))
+        self.suite = suite(parameters, held_out=held_out)
+        self.pairs = list(_pairs(parameters, self.suite.classes))
 
-    def arms(self, pair: Pair, *, jittered: bool = False, hint: tuple[str, str] | None = None) -> dict[tuple[str, int], Run]:
+    def arms(self, pair: Pair, *, jittered: bool = False, hint: tuple[str, str] | None = None,
+             weights: Mapping[str, float] | None = None) -> dict[tuple[str, int], Run]:
         """Runs by (method, seed). T is the plain teacher P, or with `jittered` the recoloured J; T* is the other one. `hint` names other
-        layers (the student's, the teacher's) for Hint to match."""
-        p, weights = self.parameters, self.weights(pair)
+        layers (the student's, the teacher's) for Hint to match, `weights` other loss weights than `self.weights(pair)`."""
+        p, weights = self.parameters, weights or self.weights(pair)
         objectives = objectives_of(pair, p, weights, hint=hint)
         objectives |= {f"{m}*": objectives[m] for m in (objectives if pair.both else ("KL",))}
         plain, recoloured = (self.suite.seen,), (self.suite.jittered,)
@@ -154,7 +154,7 @@ def schedule(model: Model, epochs: int, batch: int) -> OneCycle:
 
 def objectives_of(pair: Pair, parameters: Mapping[str, object], weights: Mapping[str, float], *, hint=None) -> dict[str, object]:
     p, (ours, theirs) = parameters, hint or pair.hint
-    return {"KL": KL(1 - weights["KL"], weights["KL"], p["tau"]), "Hint": Hint(1, weights["Hint"], ours, theirs),
+    return {"KL": KL(round(1 - weights["KL"], 6), weights["KL"], p["tau"]), "Hint": Hint(1, weights["Hint"], ours, theirs),
             "CRD": CRD(1, weights["CRD"], p["tau_crd"], p["negatives"], pair.student_layers.flatten, pair.teacher_layers.flatten)}
 
 
