@@ -25,13 +25,14 @@ WORKER = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(2**28), "MALLOC_
 
 
 def arms(*, data, teacher: Model, student: Model, teacher_domains, teacher_star_domains, student_domains, objectives: dict,
-         seeds: Iterable[int], schedule, device: str, dtype: str, teacher_schedule=None, one_teacher: bool = False) -> dict[tuple[str, int], Run]:
+         seeds: Iterable[int], schedule, device: str, dtype: str, teacher_schedule=None, one_teacher: bool = False,
+         teacher_star: Run | None = None) -> dict[tuple[str, int], Run]:
     """The runs of a teacher-student pair, controls included, by (method, seed).
 
     T and T* (the teacher that lacks the property: it saw other domains) start alike, and so do Ind and every distilled
     student of a seed; Ind2 is a second independent student. `objectives` maps methods to objectives; a name that ends
     in * is taught by T*. Each seed has a teacher of its own unless `one_teacher` serves them all; what is found is then
-    conditional on it. Teachers train by `schedule` too unless they have one of their own.
+    conditional on it. Teachers train by `schedule` too unless they have one of their own; `teacher_star` is a T* of its own kind.
     """
     common = dict(data=data, device=device, dtype=dtype)
     runs = {}
@@ -39,6 +40,7 @@ def arms(*, data, teacher: Model, student: Model, teacher_domains, teacher_star_
         for method, domains in ("T", teacher_domains), ("T*", teacher_star_domains):
             runs[method, seed] = Run(domains=domains, model=teacher, objective=Alone(), schedule=teacher_schedule or schedule,
                                      seed=f"teacher-{0 if one_teacher else seed}", **common)
+        runs["T*", seed] = teacher_star or runs["T*", seed]
         for method, name in ("Ind", "student"), ("Ind2", "second"):
             runs[method, seed] = Run(domains=student_domains, model=student, objective=Alone(), schedule=schedule,
                                      seed=f"{name}-{seed}", **common)

@@ -115,7 +115,7 @@ class Run:
     @property
     def cost(self) -> float:
         """Relative duration, for estimates: forward and backward passes, the teacher's forward being a third of one."""
-        return self.schedule.epochs * len(self.domains) * (4 / 3 if self.teacher else 1)
+        return max(self.schedule.epochs, 0.02) * len(self.domains) * (4 / 3 if self.teacher else 1)
 
     def __str__(self) -> str:
         return f"{type(self.objective).__name__} {self.model.name} {self.seed} on {'+'.join(self.domains)} ({self.key[:8]})"
