@@ -4,7 +4,9 @@ A network made for 224 pixels leaves a map of 2 x 2 cells of an image of 64. Wha
 cells at least is decided by `arguments`, once, and is part of a model's key; `Foreign` builds what it is told.
 """
 
+import functools
 import importlib
+import json
 import math
 import re
 from dataclasses import dataclass
@@ -128,7 +130,7 @@ def layers(make: Foreign, given: dict) -> Layers:
     hint, found = ends[(len(ends) - 1) // 2], [o.name for o in outputs]
     if {"maxpool", "layer1", "layer2", "layer3", "layer4"} <= set(found):
         hint, ends = "layer2", ["maxpool", "layer1", "layer2", "layer3", "layer4"]
-    elif make.library == "torchvision" and make.name.startswith("vgg"):
+    elif make.name.startswith("vgg"):
         units = [n for n, after in zip(found, [o.module for o in outputs][1:]) if isinstance(after, nn.ReLU) and n.startswith("features.")]
         hint = units[min(7, {"11": 4, "13": 6}.get(make.name[3:5], 7)) - 1]
     return Layers(map=ends[-1], flatten=flatten, hint=hint, depths=(*ends, flatten, "logits"))
@@ -165,6 +167,12 @@ def shell(make) -> nn.Module:
 
 def _outputs(make: Foreign, **given) -> list[Output]:
     """What each layer gives for two images, in the order in which layers finish; without those that run more than once."""
+    return _run(make, json.dumps(given))
+
+
+@functools.lru_cache(16)  # whoever chooses a network asks for its layers next
+def _run(make: Foreign, text: str) -> list[Output]:
+    given = json.loads(text)
     outputs, runs, net = [], {}, shell(lambda: make(**given)).eval()
 
     def note(name, module, inner, arguments, output):

@@ -19,19 +19,20 @@ def read(file: str | Path) -> tuple[dict[str, Tensor], str]:
     file = Path(file).expanduser()
     try:
         data = file.read_bytes()
-        if file.suffix == ".safetensors":
-            found = safetensors.torch.load(data)
-        elif file.suffix in (".pt", ".pth"):
-            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        else:
-            raise ValueError(f"{file} is neither .safetensors nor .pt or .pth")
     except OSError as error:
         raise ValueError(f"weights: cannot read {file}: {error.strerror}") from error
+    if file.suffix not in (".safetensors", ".pt", ".pth"):
+        raise ValueError(f"weights: {file} is neither .safetensors nor .pt or .pth")
+    try:
+        if file.suffix == ".safetensors":
+            found = safetensors.torch.load(data)
+        else:
+            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(f"weights: {file} is damaged or holds more than tensors, and code is never loaded; save its tensors as "
                          ".safetensors") from error
-    except Exception as error:  # each format has errors of its own for a damaged file
-        raise ValueError(f"weights: {str(error).strip().splitlines()[0] if str(error).strip() else f'{file} is damaged'}") from error
+    except Exception as error:  # each format has errors of its own
+        raise ValueError(f"weights: {file} is damaged ({str(error).strip().splitlines()[0].split('. ')[0] if str(error).strip() else 'it ends early'})") from error
     for inner in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(inner), dict):
             found = found[inner]
