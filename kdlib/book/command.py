@@ -52,12 +52,20 @@ def main(arguments: list[str] | None = None) -> int:
 def _chapters(options) -> None:
     rows = [("chapter", "section", "needs", *PROFILES, "published")]
     for slug, chapter in sources().items():
-        minutes = [_minutes(chapter.facts["minutes"].get(p)) for p in PROFILES]
+        minutes = [_minutes(chapter.facts["minutes"].get(p), _pairs_of(chapter, p)) for p in PROFILES]
         rows.append((slug, chapter.facts["section"], chapter.facts["needs"], *minutes, published(slug)))
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
-    print("\nTimes are about those of 2 CPU cores (gpu and paper: one GPU), installation aside; the first run only.")
+    print("\nTimes are about those of 2 CPU cores (gpu and paper: one GPU), installation aside; the first run only. Where "
+          "a chapter has several pairs, --only pair=NAME runs one, in its share of the time; chapters share what they train.")
+
+
+def _pairs_of(chapter, profile: str) -> int:
+    """How many teacher-student pairs a chapter has in a profile; 1 where they are no parameter."""
+    if profile not in chapter.facts["profiles"] or "pairs" not in chapter.parameters:
+        return 1
+    return chapter.values(profile, {})["pairs"].count("->")
 
 
 def _data(options) -> None:
@@ -177,9 +185,11 @@ def _pairs(option: str, texts: list[str]) -> dict[str, str]:
     return pairs
 
 
-def _minutes(minutes: float | None) -> str:
+def _minutes(minutes: float | None, pairs: int = 1) -> str:
     if minutes is None:
         return "-"
+    if pairs > 1:
+        return f"{_minutes(minutes)} ({pairs} pairs)"
     return f"{minutes * 60:.0f} s" if minutes < 1 else f"{minutes:g} min" if minutes < 90 else f"{minutes / 60:.2g} h"
 
 
