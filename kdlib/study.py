@@ -99,9 +99,9 @@ class Copies:
                 continue
             known, first = self.digests.setdefault(run.key, digest), self._first.setdefault(run.key, where)
             if digest != known:
-                raise StoreError(f"store: two copies of {run}: its weights are {known[:8]} in {first} and {digest[:8]} in {where}; keep one: "
-                                 "kdlib store --drop WEIGHTS removes from the store what rests on the other (an archive that holds it has to "
-                                 "be moved away), then go on with a machine of the kind that made the one you kept")
+                raise StoreError(f"store: two copies of {run}: its weights are {known[:8]} in {first} and {digest[:8]} in {where}; "
+                                 "keep one: kdlib store --drop WEIGHTS removes from the store what rests on the other (an archive that "
+                                 "holds it has to be moved away), then go on with a machine of the kind that made the one you kept")
 
 
 def _missing(measures: list[Measure], store: Store, copies: Copies) -> dict[Run | Measure, set]:
@@ -131,8 +131,10 @@ def _work(todo: dict[Run | Measure, set], store: Store, copies: Copies, executor
     progress(f"{runs} networks to train, {len(todo) - runs} measurements to take")
     finished, waiting, running = set(), dict(todo), {}
     while waiting or running:
-        # measurements first: they are short, and what they belong to is settled once they have landed
-        for task in sorted((t for t, needs in waiting.items() if needs <= finished), key=lambda t: isinstance(t, Run)):
+        # measurements first: they are short, and what they belong to is settled once they have landed; then networks that
+        # were measured elsewhere: they may come out differently
+        for task in sorted((t for t, needs in waiting.items() if needs <= finished),
+                           key=lambda t: isinstance(t, Run) and 2 - (t.key in copies.digests)):
             running[executor.submit(_compute, task, Store(store.root.absolute()))] = task  # archives hold nothing that is missing
             del waiting[task]
         for future in wait(running, return_when=FIRST_COMPLETED).done:

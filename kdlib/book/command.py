@@ -211,7 +211,8 @@ def _parser() -> argparse.ArgumentParser:
                       help="show what to remove: runs and measurements older than a day that no chapter asks for, under any profile as it "
                            "stands or as it was published, and what was left unfinished or damaged; never what a process is computing")
     does.add_argument("--drop", metavar="WEIGHTS",
-                      help="show what to remove: runs and measurements that rest on a network with these weights, where two copies of it were found")
+                      help="show what to remove: runs and measurements that rest on a network with these weights, where two copies of it "
+                           "were found")
     does.add_argument("--save", metavar="FILE",
                       help="write the store's measurements to an archive (.npz), beside what it holds already; a chapter reads archives in "
                            "book/results/kept/")

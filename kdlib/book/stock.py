@@ -8,7 +8,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from kdlib.book import ROOT, BookError, results
@@ -97,9 +97,10 @@ def save(store: Store, file: Path, slugs: list[str]) -> Iterator[str]:
     source = Store(store.root, [*archives, file] if earlier else archives)
     found = {key for key in wanted if source.read("measure", key) is not None}
     if not found:
-        raise BookError(f"no measurement in {store.root}" + f" that {', '.join(slugs)} asks for" * bool(slugs) + f", so {file} is not written")
+        which = f" that {', '.join(slugs)} asks for" if slugs else ""
+        raise BookError(f"no measurement in {store.root}{which}, so {file} is not written")
     source.archive(found | earlier, file)
-    yield f"{file}: {len(found | earlier)} measurements, {len(found - earlier)} of them new, {_bytes(file.stat().st_size)}"
+    yield f"{file}: {_measurements(found | earlier)}, {len(found - earlier)} of them new, {_bytes(file.stat().st_size)}"
 
 
 def load(store: Store, file: Path) -> Iterator[str]:
@@ -108,7 +109,7 @@ def load(store: Store, file: Path) -> Iterator[str]:
     new = [entry for key, entry in entries.items() if store.read("measure", key) is None]
     for entry in new:
         store.write("measure", entry.spec, entry.arrays, entry.info)
-    yield f"{store.root}: {len(entries)} measurements from {file}, {len(new)} of them new"
+    yield f"{store.root}: {_measurements(entries)} from {file}, {len(new)} of them new"
 
 
 def asked(chapter: Source) -> dict[str, Keys]:
@@ -211,6 +212,10 @@ def _counted(folders: list[Kept]) -> str:
     runs, measures = (sum(k.kind == kind for k in folders) for kind in KINDS)
     parts = {"runs": runs, "measurements": measures, "leftovers": len(folders) - runs - measures}
     return ", ".join(f"{n} {what if n > 1 else what[:-1]}" for what, n in parts.items() if n) + f", {_size(folders)}"
+
+
+def _measurements(keys: Collection) -> str:
+    return f"{len(keys)} measurement{'s' * (len(keys) != 1)}"
 
 
 def _size(folders: list[Kept]) -> str:

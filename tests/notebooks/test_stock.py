@@ -266,7 +266,7 @@ def test_a_damaged_measurement_is_left_out_and_one_line_says_so(store, tmp_path,
     (entry.folder / "meta.json").write_text("{}")
     assert main(["store", "--save", str(tmp_path / "part.npz")]) == 0
     said = capsys.readouterr()
-    assert "1 measurements, 1 of them new" in said.out and said.err.count("\n") == 1 and f"{entry.folder} is damaged" in said.err
+    assert "1 measurement, 1 of them new" in said.out and said.err.count("\n") == 1 and f"{entry.folder} is damaged" in said.err
     assert unpack(tmp_path / "part.npz").keys() == {key(asked_for())}
 
 

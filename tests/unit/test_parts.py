@@ -164,6 +164,8 @@ def test_a_teacher_that_comes_out_differently_is_said_before_its_students_are_tr
     assert (run, kept, first) == (TEACHER.key[:8], weights(other, TEACHER)[:8], there)
     assert (made, second) == (weights(here, TEACHER)[:8], f"run {run} of {here.root}")
     assert conflict(study, Store(here.root, [part]))[0] == run and begun() == [], "and at once from then on"
+    conflict([tiny.Scores(tiny.run("9")), *study], Store(tmp_path / "another", [part]))
+    assert begun()[0] == ("train", "0"), "the doubtful one first"
     work(study, here)  # the archive has been moved away
     assert ("train", "1") in begun()
 
