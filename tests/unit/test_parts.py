@@ -103,7 +103,8 @@ def test_weights_are_told_without_reading_them_and_never_wrongly(store):
 
 # two copies
 
-SAYS = re.compile(r"store: two copies of \w+ linear s on a \((\w{8})\): its weights are (\w{8}) in (\w+ \w{8} of \S+) and (\w{8}) in (\w+ \w{8} of \S+); "
+SAYS = re.compile(r"store: two copies of \w+ linear s on a \((\w{8})\): its weights are (\w{8}) in (\w+ \w{8} of \S+) "
+                  r"and (\w{8}) in (\w+ \w{8} of \S+); "
                   r"keep one: kdlib store --drop WEIGHTS removes from the store .*")
 
 
