@@ -233,15 +233,20 @@ def fit(run: Run, teacher: nn.Module | None = None) -> tuple[nn.Module, dict]:
 
 
 def finish(run: Run, store: Store) -> nn.Module:
-    """The network of `run`, from the store or else trained and stored; its teacher likewise."""
+    """The network of `run`, from the store or else trained and stored; its teacher likewise.
+
+    A student's entry tells in its info under `weights` the digest of its teacher's, by the teacher's key.
+    """
     entry = store.read("run", run.key)
     if entry is None:
         with store.lock(run.key):
             entry = store.read("run", run.key)  # another process may have finished it meanwhile
             if entry is None:
-                net, info = fit(run, finish(run.teacher, store) if run.teacher else None)
+                teacher = finish(run.teacher, store) if run.teacher else None
+                taught_by = {"weights": store.weights("run", run.teacher.key)} if run.teacher else {}  # now: training may take hours
+                net, info = fit(run, teacher)
                 weights = {n: t.detach().cpu().contiguous().numpy() for n, t in net.state_dict().items()}
-                store.write("run", run.describe(), weights, info)
+                store.write("run", run.describe(), weights, info | taught_by)
                 return net
     net = run.model.build()
     net.load_state_dict({n: torch.from_numpy(a) for n, a in entry.arrays.items()})

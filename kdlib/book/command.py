@@ -85,9 +85,22 @@ def _store(options) -> None:
     from kdlib.book import stock
     from kdlib.store import Store
 
-    if (options.all or options.yes) and not options.prune:
+    if options.all and not options.prune or options.yes and not options.prune and options.drop is None:
         raise BookError("--all and --yes say what --prune is to do; add --prune")
-    for line in stock.prune(Store(), young=options.all, yes=options.yes) if options.prune else stock.report(Store()):
+    if options.of and options.save is None:
+        raise BookError("--of says what --save is to write; add --save FILE")
+    store = Store()
+    if options.prune:
+        lines = stock.prune(store, young=options.all, yes=options.yes)
+    elif options.drop is not None:
+        lines = stock.drop(store, options.drop, yes=options.yes)
+    elif options.save is not None:
+        lines = stock.save(store, Path(options.save), options.of)
+    elif options.load is not None:
+        lines = stock.load(store, Path(options.load))
+    else:
+        lines = stock.report(store)
+    for line in lines:
         print(line)
 
 
@@ -211,11 +224,22 @@ def _parser() -> argparse.ArgumentParser:
     data = command("data", _data, "say which data sets are found where, whether they are complete, and how to get what is missing")
     data.add_argument("name", nargs="?", metavar="NAME", help="this one; exit status 1 unless it is complete")
     store = command("store", _store, "list what the store holds (KDLIB_CACHE, by default ~/.cache/kdlib), its size, and which chapter asks for it")
-    store.add_argument("--prune", action="store_true",
-                       help="show what to remove: runs and measurements older than a day that no chapter asks for, under any profile as it "
-                            "stands or as it was published, and what was left unfinished or damaged; never what a process is computing")
+    does = store.add_mutually_exclusive_group()
+    does.add_argument("--prune", action="store_true",
+                      help="show what to remove: runs and measurements older than a day that no chapter asks for, under any profile as it "
+                           "stands or as it was published, and what was left unfinished or damaged; never what a process is computing")
+    does.add_argument("--drop", metavar="WEIGHTS",
+                      help="show what to remove: runs and measurements that rest on a network with these weights, where two copies of it "
+                           "were found")
+    does.add_argument("--save", metavar="FILE",
+                      help="write the store's measurements to an archive (.npz), beside what it holds already; a chapter reads archives in "
+                           "book/results/kept/")
+    does.add_argument("--load", metavar="FILE", help="put an archive's measurements into the store; those that are there stay")
+    store.add_argument("--of", nargs="+", default=[], metavar="SLUG",
+                       help="with --save: only what these chapters ask for, under any profile as it stands or as it was published; those in "
+                            "archives under book/results/ too")
     store.add_argument("--all", action="store_true", help="with --prune: also what is younger than a day")
-    store.add_argument("--yes", action="store_true", help="with --prune: remove it")
+    store.add_argument("--yes", action="store_true", help="with --prune or --drop: remove it")
     run = command("run", _run, "execute chapters: DIR/SLUG.ipynb and DIR/results/SLUG.json")
     run.add_argument("slugs", nargs="*", metavar="SLUG")
     run.add_argument("--all", action="store_true", help="every chapter")

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -420,15 +421,30 @@ def rewrite(file, **changes):
     np.savez(file, **arrays)
 
 
+@pytest.mark.parametrize("spoil, reason", [(Path.unlink, "No such file or directory"), (lambda f: [f.unlink(), f.mkdir()], "Is a directory")],
+                         ids=["missing", "a folder"])
+def test_an_archive_that_cannot_be_read_is_not_called_damaged(archive, tmp_path, spoil, reason):
+    spoil(archive)
+    with pytest.raises(StoreError, match=rf"^store: cannot read the archive {archive}: {reason}; restore it or name another$"):
+        Store(tmp_path / "nowhere", [archive]).read("measure", KEY)
+
+
+def save_one_array(file):
+    with open(file, "wb") as handle:
+        np.save(handle, np.zeros(3))
+
+
 @pytest.mark.parametrize("damage", [
-    lambda f: f.unlink(),
     lambda f: f.write_bytes(b""),
+    lambda f: f.write_text("no archive"),
+    save_one_array,
+    lambda f: np.savez(f, a=np.zeros(3)),
     lambda f: f.write_bytes(f.read_bytes()[:-30]),
     lambda f: flip(f, 60),
     lambda f: rewrite(f, **{f"{KEY}/prediction": np.array([1, 255], np.uint8)}),
     lambda f: rewrite(f, **{f"{KEY}/more": np.zeros(1)}),
     lambda f: rewrite(f, index=np.frombuffer(b"{}}", np.uint8)),
-], ids=["missing", "empty", "truncated", "flipped bit", "other values", "one array too many", "index is not JSON"])
+], ids=["empty", "text", "npy", "another npz", "truncated", "flipped bit", "other values", "one array too many", "index is not JSON"])
 def test_a_damaged_archive_is_refused(archive, tmp_path, damage):
     damage(archive)
     with pytest.raises(StoreError, match=rf"^store: the archive {archive} is damaged: .*; restore it or remove it$"):
