@@ -129,7 +129,7 @@ def layers(make: Foreign, given: dict) -> Layers:
         raise ValueError(f"{name} has no map of more than one cell on images of {given['size']} pixels; take larger ones")
     if len(last[0].shape) == 3:
         return _of_blocks(name, outputs, flatten)
-    ends = _ends([o for o in _spatial(outputs) if len(o.shape) == 4])
+    ends = _ends([o for o in _spatial(outputs) if len(o.shape) == 4 and _side(o) >= _side(last[0])])  # smaller ones are side branches
     hint, found = ends[(len(ends) - 1) // 2], [o.name for o in outputs]
     if {"maxpool", "layer1", "layer2", "layer3", "layer4"} <= set(found):
         hint, ends = "layer2", ["maxpool", "layer1", "layer2", "layer3", "layer4"]

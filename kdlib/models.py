@@ -209,9 +209,9 @@ def taps(net: nn.Module, *layers: str):
         for layer in layers:
             name, of = view(layer)
             if layer.endswith(":input"):
-                handles.append(modules[name].register_forward_pre_hook(lambda module, args, layer=layer, of=of: keep(layer, of, args[0])))
+                handles.append(modules[name].register_forward_pre_hook(lambda m, args, layer=layer, of=of: keep(layer, of, args[0])))
             else:
-                handles.append(modules[name].register_forward_hook(lambda module, args, output, layer=layer, of=of: keep(layer, of, output)))
+                handles.append(modules[name].register_forward_hook(lambda m, args, output, layer=layer, of=of: keep(layer, of, output)))
         yield seen
     finally:
         for handle in handles:
