@@ -28,8 +28,9 @@ class Foreign:
     before all others; the other layers keep their names.
 
     `options` go to the library's builder. `strides` gives layers another stride: patches shrink with it, pooling by 1 is none, and a
-    convolution on pixels that loses its stride becomes 3 x 3 (He et al. for CIFAR, 2016). `release` is the library's that the
-    arguments were chosen with (timm's: torchvision's goes with torch's); another one here is a ValueError. `size` is for `layers`.
+    convolution on pixels that loses its stride becomes 3 x 3 (He et al., 2016, for CIFAR). `release` is that of timm with which the
+    arguments were chosen (torchvision's goes with torch's, which a run's key holds); another one here is a ValueError. `size` is that of
+    the images that `layers` asks about.
     """
 
     library: str
@@ -40,8 +41,8 @@ class Foreign:
     def __call__(self, size: int, classes: int = 10, options: dict | None = None, strides: dict[str, int] | None = None,
                  release: str | None = None, mean=MEAN, std=STD) -> nn.Module:
         if release not in (None, _release(self.library)):
-            raise ValueError(f"{self.library}/{self.name} was chosen with {self.library} {release}, and {_release(self.library)} is installed "
-                             "here; install the former, or choose it anew with network(...)")
+            raise ValueError(f"{self.library}/{self.name} was chosen with {self.library} {release}, and {_release(self.library)} is "
+                             "installed here; install the former, or choose it anew with network(...)")
         net = self._published(classes, **options or {})
         for layer, stride in (strides or {}).items():
             _restride(net, layer, stride)
@@ -58,8 +59,8 @@ class Foreign:
             return models.get_model(self.name, weights=None, num_classes=classes, **options)
         peer = shell(lambda: models.get_model(self.name, weights=None))  # takes no patch size, so it is asked for the rest
         block = peer.encoder.layers[0]
-        return models.VisionTransformer(**options, num_layers=len(peer.encoder.layers), num_heads=block.num_heads, hidden_dim=peer.hidden_dim,
-                                        mlp_dim=block.mlp[0].out_features, num_classes=classes)
+        return models.VisionTransformer(**options, num_layers=len(peer.encoder.layers), num_heads=block.num_heads,
+                                        hidden_dim=peer.hidden_dim, mlp_dim=block.mlp[0].out_features, num_classes=classes)
 
 
 def names(library: str) -> list[str]:
@@ -74,8 +75,9 @@ def arguments(library: str, name: str, size: int, classes: int) -> dict:
     """What `Foreign` is to be told for images of `size` pixels, by rules that a run on shapes alone tries out:
 
     - transformers get the largest patches (a divisor of `size`, at most the published) that leave CELLS x CELLS cells at the end;
-    - elsewhere strides are taken away, one after the other, until the last map has as many cells, or none is left that can go: those
-      of the stem from the second on (a ResNet's max-pool), then the last stage's and backwards; of pooling only (VGG) the last first.
+    - elsewhere strides are taken away, one after the other, until the last map has as many cells, or none is left that can go: the second
+      (a ResNet's max-pool), the first, then the last and backwards. Patches of convolutional stems (torchvision's Swin, ConvNeXt) shrink
+      before all others; where pooling comes before any other stride (VGG), the last go first.
 
     Where nothing helps, the network is the published one: look at the size of its map. ValueError where it cannot take such images.
     """
@@ -93,7 +95,8 @@ def arguments(library: str, name: str, size: int, classes: int) -> dict:
         if cells >= CELLS:
             return found
     if found is None:
-        raise ValueError(f"{library}/{name} cannot take images of {size} pixels: {str(said).strip().splitlines()[0]}")
+        reason = (str(said).strip() or type(said).__name__).splitlines()[0]
+        raise ValueError(f"{library}/{name} cannot take images of {size} pixels: {reason}")
     strides, published = {}, cells
     for change in _changes(_outputs(make, **found)):
         trial = {**strides, **change}
@@ -111,10 +114,10 @@ def arguments(library: str, name: str, size: int, classes: int) -> dict:
 def layers(make: Foreign, given: dict) -> Layers:
     """Which layers play which part, found by a run on shapes alone.
 
-    `map` is the last map before pooling, `flatten` what the last linear layer gets, `depths` the last layer of each resolution (in ResNets
-    also the max-pool's place, so that there are the paper's seven), `hint` that of the middle resolution, rounded down: in ResNets and
-    Swin transformers after the second stage, as in the paper (appendix). In VGGs `hint` is the convolution that the paper names, or its batch
-    norm, before ReLU. In a transformer of equal blocks it is the last block's patches, `map` the norm before that block's
+    `map` is the last map before pooling, `flatten` what the last linear layer gets, `depths` the last layer of each resolution (in
+    ResNets also the max-pool's place, so that there are the paper's seven), `hint` that of the middle resolution, rounded down: in ResNets
+    and Swin transformers after the second stage, as in the paper (appendix). In VGGs `hint` is the convolution that the paper names,
+    or its batch norm, before ReLU. In a transformer of equal blocks it is the last block's patches, `map` the norm before that block's
     attention, as only the class token counts behind it, and `depths` four blocks. ValueError for other forms.
     """
     outputs, name = _outputs(make, **given), f"{make.library}/{make.name}"
@@ -126,7 +129,7 @@ def layers(make: Foreign, given: dict) -> Layers:
         raise ValueError(f"{name} has no map of more than one cell on images of {given['size']} pixels; take larger ones")
     if len(last[0].shape) == 3:
         return _of_blocks(name, outputs, flatten)
-    ends = _ends([o for o in _spatial(outputs) if len(o.shape) == 4])
+    ends = _ends([o for o in _spatial(outputs) if len(o.shape) == 4 and _side(o) >= _side(last[0])])  # smaller ones are side branches
     hint, found = ends[(len(ends) - 1) // 2], [o.name for o in outputs]
     if {"maxpool", "layer1", "layer2", "layer3", "layer4"} <= set(found):
         hint, ends = "layer2", ["maxpool", "layer1", "layer2", "layer3", "layer4"]
@@ -156,7 +159,7 @@ class Output(NamedTuple):
 
 
 def shell(make) -> nn.Module:
-    """The network that `make` builds, on the meta device: shapes without numbers, so that it takes little time, no memory and no random draw."""
+    """The network that `make` builds, on the meta device: shapes without numbers, so it takes little time, no memory, no random draw."""
     try:
         with torch.device("meta"):
             return make()
@@ -211,8 +214,8 @@ def _cells(outputs: list[Output]) -> int:
 
 
 def _ends(maps: list[Output]) -> list[str]:
-    """The name of the last layer or block of each resolution: of those that finish before the first smaller map. Behind that one, larger maps
-    may come in a block's other branch."""
+    """The name of the last layer or block of each resolution: of those that finish before the first smaller map. Behind that one,
+    larger maps may come in a block's other branch."""
     ends, start = [], 0
     while start < len(maps):
         side = _side(maps[start])

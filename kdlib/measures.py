@@ -114,8 +114,8 @@ class Maps(Measure):
     """Where one network finds the true class in the first `items` images of a test domain: `map` (items, h, w), each divided by its
     largest absolute value, so that no cosine changes; all-zero maps stay so.
 
-    Grad-CAM at `layer` (a name for `kdlib.models.taps`) is stored as uint8, 0 to 255; `method` "integrated" (no layer: None) is signed, as int8, -127 to 127. `grid`
-    average-pools maps to grid x grid cells; integrated maps have the image's size otherwise. On 3,925 photographs with maps of 8 x 8
+    Grad-CAM at `layer`, also with an ending of `kdlib.models.view`, is stored as uint8, 0 to 255; `method` "integrated" (no layer: None)
+    is signed, as int8, -127 to 127. `grid` average-pools maps to grid x grid cells; integrated maps have the image's size otherwise. On 3,925 photographs with maps of 8 x 8
     cells, rounding moved cosines by 0.0002 on average (int8, on 150: 0.0006) and the share of `nearer` by 0.0005, and an archive took 216 kB a
     network (float16: 370 kB). So this is for some hundred images and for pictures; `MapCosine` serves whole test sets.
     """

@@ -95,9 +95,9 @@ def network(name: str, *, size: int, classes: int) -> Model:
         resnet18, vgg11_bn, vit_b_32, swin_t, ...  any classifier of torchvision, else of timm; timm/resnet18 is always timm's
         NAME@FILE          any of these with weights from a .safetensors file, or a .pt or .pth file that holds tensors only
 
-    Weights other than a file's are random. The first three are for sizes that are powers of two from 32 on. For small images foreign networks
-    are changed by the rules of `kdlib.foreign.arguments`, and the model's arguments say how. Weights are for the very network: with
-    `classes` outputs, and with a first convolution of the shape that it has at this size. A run of 0 epochs takes it as it is.
+    Without a file, weights are random. The first three are for sizes that are powers of two from 32 on. For small images foreign networks
+    are changed by the rules of `kdlib.foreign.arguments`, and the model's arguments say how. A file is for the very network: with
+    `classes` outputs, and a first convolution of the shape that it has at this size. A run of 0 epochs takes the network as it is.
 
     ValueError: an unknown name, a size that the network cannot take, a library that is not installed, weights that do not fit.
     """
@@ -127,7 +127,7 @@ def layers(model: Model) -> Layers:
     if model.name == "transformer":
         return Layers("map", "flatten", "map", (*(f"{n}:tokens" for n in names if n.startswith("block")), "flatten", "logits"))
     stages = [n for n in names if n.startswith("stage")]
-    return Layers("map", "flatten", stages[1], (*(n for n in names if n == "stem"), *stages, "flatten", "logits"))
+    return Layers("map", "flatten", stages[:2][-1], (*(n for n in names if n == "stem"), *stages, "flatten", "logits"))
 
 
 def _own(family: str, width: int, depth: int, size: int, classes: int) -> dict:
@@ -163,23 +163,6 @@ def _nearest(name: str, known) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-VIEWS = {  # what a layer's name may end in, and what is then made of its output
-    "": lambda output: output,
-    "input": lambda entered: entered,
-    "tokens": lambda tokens: _tokens_as_map(tokens),
-    "nhwc": lambda maps: maps.movedim(3, 1),
-}
-
-
-def view(layer: str) -> tuple[str, Callable[[Tensor], Tensor]]:
-    """A layer's name and what makes maps of its output: `encoder.ln:tokens` is a transformer's tokens (n, h h, c) as (n, c, h, h), without
-    the class token where it is the first; `features.3:nhwc` is (n, h, w, c) as (n, c, h, w); `fc:input` is what enters the layer."""
-    name, _, how = layer.partition(":")
-    if how not in VIEWS:
-        raise ValueError(f"layer {layer!r}: behind the colon may be one of {', '.join(v for v in VIEWS if v)}")
-    return name, VIEWS[how]
-
-
 def _tokens_as_map(tokens: Tensor) -> Tensor:
     cells = math.isqrt(tokens.shape[1]) ** 2
     if tokens.ndim != 3 or tokens.shape[1] - cells > 1:
@@ -187,12 +170,29 @@ def _tokens_as_map(tokens: Tensor) -> Tensor:
     return Map()(tokens[:, -cells:])
 
 
+def _same(output: Tensor) -> Tensor:
+    return output
+
+
+VIEWS = {"": _same, "input": _same, "tokens": _tokens_as_map, "nhwc": lambda maps: maps.movedim(3, 1)}
+
+
+def view(layer: str) -> tuple[str, Callable[[Tensor], Tensor]]:
+    """A layer's name and what makes maps of its output: `encoder.ln:tokens` is a transformer's tokens (n, h h, c) as (n, c, h, h), without
+    the class token where it is the first; `features.3:nhwc` is (n, h, w, c) as (n, c, h, w); `fc:input` is what enters the layer, and
+    `logits` what the network itself returns. ValueError for another ending."""
+    name, _, how = layer.partition(":")
+    if how not in VIEWS:
+        raise ValueError(f"layer {layer!r}: behind the colon may be one of {', '.join(v for v in VIEWS if v)}")
+    return "" if layer == "logits" else name, VIEWS[how]
+
+
 @contextmanager
 def taps(net: nn.Module, *layers: str):
     """Record named layers' outputs while `net` runs: `with taps(net, "conv2") as seen: net(x); seen["conv2"]`.
 
-    Names are those of `net.named_modules()`, or such a name with one of the endings of `view`; the network itself is not changed. An unknown
-    name is a ValueError.
+    Names are those of `net.named_modules()`, also with the endings of `view`; the network itself is not changed. An unknown name is a
+    ValueError.
     """
     modules, seen, handles = dict(net.named_modules()), {}, []
     overwritten = any(getattr(module, "inplace", False) for module in modules.values())  # by a later layer, as in torchvision
@@ -209,9 +209,9 @@ def taps(net: nn.Module, *layers: str):
         for layer in layers:
             name, of = view(layer)
             if layer.endswith(":input"):
-                handles.append(modules[name].register_forward_pre_hook(lambda module, args, layer=layer, of=of: keep(layer, of, args[0])))
+                handles.append(modules[name].register_forward_pre_hook(lambda m, args, layer=layer, of=of: keep(layer, of, args[0])))
             else:
-                handles.append(modules[name].register_forward_hook(lambda module, args, output, layer=layer, of=of: keep(layer, of, output)))
+                handles.append(modules[name].register_forward_hook(lambda m, args, output, layer=layer, of=of: keep(layer, of, output)))
         yield seen
     finally:
         for handle in handles:

@@ -32,7 +32,8 @@ def read(file: str | Path) -> tuple[dict[str, Tensor], str]:
         raise ValueError(f"weights: {file} is damaged or holds more than tensors, and code is never loaded; save its tensors as "
                          ".safetensors") from error
     except Exception as error:  # each format has errors of its own
-        raise ValueError(f"weights: {file} is damaged ({str(error).strip().splitlines()[0].split('. ')[0] if str(error).strip() else 'it ends early'})") from error
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"weights: {file} is damaged ({said.split('. ')[0]})") from error
     for inner in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(inner), dict):
             found = found[inner]
@@ -48,7 +49,8 @@ def fit(net: nn.Module, found: dict[str, Tensor], file: str | Path) -> None:
     """
     wanted = net.state_dict()
     wrong = [f"{n} is {tuple(found[n].shape)}, not {tuple(t.shape)}" for n, t in wanted.items() if n in found and found[n].shape != t.shape]
-    wrong += [f"{n} is missing" for n in wanted if n not in found and not n.startswith("normalize.") and not n.endswith("num_batches_tracked")]
+    wrong += [f"{n} is missing" for n in wanted
+              if n not in found and not n.startswith("normalize.") and not n.endswith("num_batches_tracked")]
     wrong += [f"{n} is not the network's" for n in found if n not in wanted]
     if wrong:
         raise ValueError(f"weights: {file} does not fit {type(net).__name__}: {'; '.join(wrong[:3])}"

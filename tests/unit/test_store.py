@@ -98,7 +98,8 @@ OTHERS = {  # for each field of what makes up a run, other values that it may ha
           "seed": ["student-1", "student-00"], "teacher": [], "device": ["cuda"], "dtype": ["bfloat16"]},
     Digits: {"source": ["mnist"], "patches": ["bsds500"], "limit": [128, 1200, 10**6]},
     Model: {"name": ["another"], "arguments": [{}, {"size": 28}, {"size": 16.0}, {"size": "16"}, {"size": 16, "dropout": False},
-                                                  {"size": 16, "dropout": True}, {"size": 16, "dropout": None}, {"sizes": 16}]},
+                                                  {"size": 16, "dropout": True}, {"size": 16, "dropout": None}, {"sizes": 16}],
+            "weights": ["0" * 64, "1" * 64]},
     Adadelta: {"epochs": [11, 100], "batch": [32], "lr": [0.1, 1 + 1e-15]},
     KL: {"gamma": [0.9, 0.0], "alpha": [0.1, 0.8], "tau": [4.0, 8 + 1e-14]},
     Hint: {"gamma": [2.0], "beta": [1.0, 2.5], "student_layer": ["conv1"], "teacher_layer": ["conv1", "logits"], "form": ["half"]},
@@ -111,7 +112,7 @@ OBJECTIVES = KL(0.1, 0.9, 8.0), Hint(1.0, 2.0, "conv2", "conv2"), CRD(1.0, 1.0, 
 
 def variants(value):
     """Everything that differs from a value in one field, however deep."""
-    fields = [f.name for f in dataclasses.fields(value)]
+    fields = [f.name for f in dataclasses.fields(value) if f.compare]
     assert set(fields) == set(OTHERS[type(value)]), f"{type(value).__name__} has other fields now: give values for each"
     for name in fields:
         inner = getattr(value, name)
