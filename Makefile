@@ -9,7 +9,7 @@ book: $(READY)  ## run every chapter (profile cpu) and render _build/html/index.
 	$(BIN)/kdlib run --all --profile cpu && $(BIN)/kdlib book --from _build/cpu --out _build/html
 
 test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 html: $(READY)  ## render the published chapters: _build/published/html/index.html
 	$(BIN)/kdlib book --out _build/published/html

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from kdlib.data import augment
-from kdlib.models import features
+from kdlib.models import features, view
 from kdlib.probes import accuracy, adversarial, boundary, divergence, invariance, localization
 from kdlib.store import Arrays, describe, key
 from kdlib.train import Run, stream
@@ -171,8 +171,8 @@ class Maps(Measure):
     """Where one network finds the true class in the first `items` images of a test domain: `map` (items, h, w), each divided by its
     largest absolute value, so that no cosine changes; all-zero maps stay so.
 
-    Grad-CAM at `layer` is stored as uint8, 0 to 255; `method` "integrated" (no layer: None) is signed, as int8, -127 to 127. `grid`
-    average-pools maps to grid x grid cells; integrated maps have the image's size otherwise. On 3,925 photographs with maps of 8 x 8
+    Grad-CAM at `layer`, also with an ending of `kdlib.models.view`, is stored as uint8, 0 to 255; `method` "integrated" (no layer: None)
+    is signed, as int8, -127 to 127. `grid` average-pools maps to grid x grid cells; integrated maps have the image's size otherwise. On 3,925 photographs with maps of 8 x 8
     cells, rounding moved cosines by 0.0002 on average (int8, on 150: 0.0006) and the share of `nearer` by 0.0005, and an archive took 216 kB a
     network (float16: 370 kB). So this is for some hundred images and for pictures; `MapCosine` serves whole test sets.
     """
@@ -194,8 +194,11 @@ class Maps(Measure):
     def of(self, net: torch.nn.Module) -> torch.Tensor:
         """The maps as they are, float32."""
         x, y = (t[: self.items] for t in self.data.test(self.domain, self.run.device))
-        maps = (localization.integrated_gradients(net, x, y) if self.layer is None else
-                localization.gradcam(net, x, y, layer=self.layer))
+        if self.layer is None:
+            maps = localization.integrated_gradients(net, x, y)
+        else:
+            layer, reshape = view(self.layer)
+            maps = localization.gradcam(net, x, y, layer=layer, reshape=reshape)
         return maps if self.grid is None else F.adaptive_avg_pool2d(maps, self.grid)
 
     def compute(self, net):

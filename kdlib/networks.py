@@ -6,12 +6,22 @@ pixels (stride 1) and 64 (stride 2) alike reach a last map of 8 x 8 after three 
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+
+class Layers(NamedTuple):
+    """A network's layers, by names that `kdlib.models.taps` takes, for each part that a layer plays in the paper."""
+
+    map: str  # the last map before pooling, (n, c, h, w): for Grad-CAM
+    flatten: str  # the penultimate features, (n, c): what the last linear layer gets, in train mode behind dropout; for CRD
+    hint: str  # a map in the middle: for Hint (the paper's appendix)
+    depths: tuple[str, ...]  # from a first map to the logits: the paper's F1 to F7 (Sec. 4.3)
 
 
 class Normalize(nn.Module):

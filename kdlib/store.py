@@ -2,7 +2,8 @@
 
 An entry is a folder KIND/KEY with `data.safetensors` and `meta.json`. It is made under `making/`, lands in one rename, is
 verified when read, and is never computed twice. What is damaged is set aside under `damaged/` and counts as missing.
-Measurements can also be read from archives: single npz files (never pickle) that are published beside a chapter.
+Measurements can also be read from archives: single npz files (never pickle) that are published beside a chapter, or carry
+a study's parts from machine to machine. An entry's info names the weights it rests on, by their digests.
 """
 
 import dataclasses
@@ -14,6 +15,8 @@ import stat
 import sys
 import tempfile
 import uuid
+import zipfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -71,8 +74,9 @@ def digest(arrays: Arrays) -> str:
 @dataclasses.dataclass(frozen=True)
 class Entry:
     spec: dict  # what it was computed from; hashes to its key
-    info: dict  # what was found besides arrays (metrics, durations)
+    info: dict  # what was found besides arrays (metrics, durations), and the weights it rests on
     arrays: Arrays
+    place: Path  # the store's root or the archive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +107,7 @@ class Store:
         folder = self._folder(kind, key)
         if os.path.lexists(folder):
             try:
-                entry = _verified(json.loads((folder / "meta.json").read_bytes()), load_file(folder / "data.safetensors"), key)
+                entry = _verified(json.loads((folder / "meta.json").read_bytes()), load_file(folder / "data.safetensors"), key, self.root)
             except Exception as error:  # whatever a damaged file makes json, safetensors or the checks say
                 if isinstance(error, (OSError, MemoryError)) and not isinstance(error, _DAMAGE):
                     raise StoreError(f"store: cannot read {folder}: {error}") from error
@@ -111,6 +115,17 @@ class Store:
             else:
                 return entry
         return self._from_archives().get(key) if kind == "measure" else None
+
+    def weights(self, kind: str, key: str) -> dict[str, str]:
+        """The digests of the weights that a stored entry rests on, by the key of their run: of a run its own, and those of the
+        teachers it had; of a measurement those of all networks behind it. Read without reading weights. Empty where nothing
+        is known: no entry, a damaged one (as `read` will say), one of earlier versions."""
+        try:
+            meta = json.loads((self._folder(kind, key) / "meta.json").read_bytes())
+            _check(meta, key)
+            return ({key: meta["arrays"]} if kind == "run" else {}) | meta["info"].get("weights", {})
+        except Exception:  # whatever a damaged file makes json or the check say
+            return {}
 
     def write(self, kind: str, spec: dict, arrays: Arrays, info: dict) -> None:
         """Land an entry in one step. Arrays are NumPy; `info` is JSON-able. An entry that is there already stays."""
@@ -193,24 +208,19 @@ class Store:
             raise StoreError(f"store: {len(missing)} of {len(entries)} measurements are not in {self.root}, so they cannot "
                              f"be archived; run the chapter again")
         metas = {k: _meta(e.spec, e.info, e.arrays) for k, e in entries.items()}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".making-") as folder:
-            making = Path(folder, "archive.npz")
-            np.savez_compressed(making, index=np.frombuffer(_json(metas), np.uint8),
-                                **{f"{k}/{n}": a for k, e in entries.items() for n, a in e.arrays.items()})
-            os.replace(making, file)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=file.parent, prefix=".making-") as folder:
+                making = Path(folder, "archive.npz")
+                np.savez_compressed(making, index=np.frombuffer(_json(metas), np.uint8),
+                                    **{f"{k}/{n}": a for k, e in entries.items() for n, a in e.arrays.items()})
+                os.replace(making, file)
+        except OSError as error:
+            raise StoreError(f"store: cannot write {file}: {error.strerror or error}; make room, or name another file") from error
 
     def _from_archives(self) -> dict[str, Entry]:
         if self._archived is None:
-            self._archived = {}
-            for file in self.archives:
-                try:
-                    with np.load(file, allow_pickle=False) as data:
-                        for k, meta in json.loads(data["index"].tobytes()).items():
-                            arrays = {n.split("/", 1)[1]: data[n] for n in data.files if n.startswith(f"{k}/")}
-                            self._archived[k] = _verified(meta, arrays, k)
-                except Exception as error:
-                    raise StoreError(f"store: the archive {file} is damaged: {error}; restore it or remove it") from error
+            self._archived = {k: entry for file in self.archives for k, entry in unpack(file).items()}
         return self._archived
 
     def _folder(self, kind: str, key: str) -> Path:
@@ -229,6 +239,25 @@ class Store:
         except OSError as failure:
             raise StoreError(f"store: {folder} is damaged ({error}) and cannot be set aside ({failure}); delete it") from failure
         self.say(f"store: {folder} is damaged ({error}); set aside, will be computed again")
+
+
+def unpack(file: Path) -> dict[str, Entry]:
+    """The measurements of an archive by key, each of them verified."""
+    try:
+        with open(file, "rb") as handle:
+            if not zipfile.is_zipfile(handle):  # numpy would take it for a pickle
+                raise ValueError("it is no npz file, or has lost its end")
+            handle.seek(0)
+            with np.load(handle, allow_pickle=False) as data:
+                arrays = defaultdict(dict)
+                for member in data.files:
+                    k, _, name = member.partition("/")
+                    arrays[k][name] = data[member]
+                return {k: _verified(meta, arrays[k], k, file) for k, meta in json.loads(data["index"].tobytes()).items()}
+    except OSError as error:
+        raise StoreError(f"store: cannot read the archive {file}: {error.strerror or error}; restore it or name another") from error
+    except Exception as error:
+        raise StoreError(f"store: the archive {file} is damaged: {error}; restore it or remove it") from error
 
 
 _DAMAGE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # among the errors that reading a file can raise
@@ -263,9 +292,13 @@ def _meta(spec: dict, info: dict, arrays: Arrays) -> dict:
     return {**meta, "check": key(meta)}
 
 
-def _verified(meta: dict, arrays: Arrays, wanted: str) -> Entry:
+def _check(meta: dict, wanted: str) -> None:
     if key({k: meta[k] for k in ("spec", "info", "arrays")}) != meta["check"] or key(meta["spec"]) != wanted:
         raise ValueError("meta.json does not match its own check")
+
+
+def _verified(meta: dict, arrays: Arrays, wanted: str, place: Path) -> Entry:
+    _check(meta, wanted)
     if digest(arrays) != meta["arrays"]:
         raise ValueError("arrays do not match their digest")
-    return Entry(meta["spec"], meta["info"], arrays)
+    return Entry(meta["spec"], meta["info"], arrays, place)

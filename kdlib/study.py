@@ -1,12 +1,15 @@
 """A study: measurements asked of runs. What the store has is read, the rest is computed side by side.
 
+Parts of a study may be computed on different machines. Each network must then be one: every measurement names the weights that
+it was taken from, and those of the networks' teachers, and a study that finds two copies of a network stops (`Copies`).
+
 The executor is anything with the interface of `concurrent.futures.Executor`: by default loky, a process per core, or the
 workers of a Dask scheduler.
 """
 
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, wait
 from functools import cache
 
@@ -16,7 +19,7 @@ from kdlib import cluster
 from kdlib.distill import Alone
 from kdlib.measures import Measure
 from kdlib.models import Model
-from kdlib.store import Arrays, Store, StoreError, describe
+from kdlib.store import Arrays, Entry, Store, StoreError, describe
 from kdlib.train import Run, finish, repeatable
 
 
@@ -25,13 +28,14 @@ WORKER = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(2**28), "MALLOC_
 
 
 def arms(*, data, teacher: Model, student: Model, teacher_domains, teacher_star_domains, student_domains, objectives: dict,
-         seeds: Iterable[int], schedule, device: str, dtype: str, teacher_schedule=None, one_teacher: bool = False) -> dict[tuple[str, int], Run]:
+         seeds: Iterable[int], schedule, device: str, dtype: str, teacher_schedule=None, one_teacher: bool = False,
+         teacher_star: Run | None = None) -> dict[tuple[str, int], Run]:
     """The runs of a teacher-student pair, controls included, by (method, seed).
 
     T and T* (the teacher that lacks the property: it saw other domains) start alike, and so do Ind and every distilled
     student of a seed; Ind2 is a second independent student. `objectives` maps methods to objectives; a name that ends
     in * is taught by T*. Each seed has a teacher of its own unless `one_teacher` serves them all; what is found is then
-    conditional on it. Teachers train by `schedule` too unless they have one of their own.
+    conditional on it. Teachers train by `schedule` too unless they have one of their own; `teacher_star` is a T* of its own kind.
     """
     common = dict(data=data, device=device, dtype=dtype)
     runs = {}
@@ -39,6 +43,7 @@ def arms(*, data, teacher: Model, student: Model, teacher_domains, teacher_star_
         for method, domains in ("T", teacher_domains), ("T*", teacher_star_domains):
             runs[method, seed] = Run(domains=domains, model=teacher, objective=Alone(), schedule=teacher_schedule or schedule,
                                      seed=f"teacher-{0 if one_teacher else seed}", **common)
+        runs["T*", seed] = teacher_star or runs["T*", seed]
         for method, name in ("Ind", "student"), ("Ind2", "second"):
             runs[method, seed] = Run(domains=student_domains, model=student, objective=Alone(), schedule=schedule,
                                      seed=f"{name}-{seed}", **common)
@@ -54,61 +59,95 @@ def complete(measures: Iterable[Measure], store: Store, *, jobs: int | str | Exe
 
     `jobs` is a number of processes (default: one per core, one where the runs are on a GPU), the address of a Dask
     scheduler (see `kdlib.cluster`) or an executor whose processes see the store. Each finished run and measurement lands
-    in the store at once, so an interrupted study goes on where it stopped.
+    in the store at once, so an interrupted study goes on where it stopped. Measurements of two copies of one network are a
+    StoreError, as soon as it is known: before anything is trained, or when a network that had to be trained anew came out
+    differently, or at the end.
     """
-    measures = list(dict.fromkeys(measures))
-    todo = _missing(measures, store)
+    measures, copies = list(dict.fromkeys(measures)), Copies()
+    todo = _missing(measures, store, copies)
     if todo:
         on_gpu = any(run.device == "cuda" for m in measures for run in m.runs)
         jobs = (1 if on_gpu else cpu_count()) if jobs is None else jobs
         if isinstance(jobs, str):
             with cluster.connect(jobs, store, progress=progress) as executor:
-                _work(todo, store, executor, progress)
+                _work(todo, store, copies, executor, progress)
         elif not isinstance(jobs, int):
-            _work(todo, store, jobs, progress)
+            _work(todo, store, copies, jobs, progress)
         else:
             executor = get_reusable_executor(max_workers=jobs, env=WORKER)
             try:
                 with warnings.catch_warnings():  # a worker that has loaded its data has not leaked memory
                     warnings.filterwarnings("ignore", "A worker (was restarted|stopped)", module="loky")
-                    _work(todo, store, executor, progress)
+                    _work(todo, store, copies, executor, progress)
             except BaseException:
                 executor.shutdown(kill_workers=True)  # nothing finished is lost: what lands in the store lands whole
                 raise
-    return {m: _read(m, store) for m in measures}
+    return {m: _read(m, store, copies) for m in measures}
 
 
-def _missing(measures: list[Measure], store: Store) -> dict[Run | Measure, set]:
+class Copies:
+    """Of each network one copy: what was first said of its weights. What says otherwise is a StoreError, teachers before students."""
+
+    def __init__(self):
+        self.digests: dict[str, str] = {}  # by the key of the run
+        self._first: dict[str, str] = {}
+
+    def trained(self, run: Run, store: Store) -> None:
+        self._note([run], store.weights("run", run.key), f"run {run.key[:8]} of {store.root}")
+
+    def measured(self, measure: Measure, entry: Entry) -> None:
+        self._note(measure.runs, entry.info.get("weights", {}), f"measurement {measure.key[:8]} of {entry.place}")
+
+    def _note(self, runs: Iterable[Run], weights: dict[str, str], where: str) -> None:
+        for run in _with_teachers(runs):
+            if (digest := weights.get(run.key)) is None:
+                continue
+            known, first = self.digests.setdefault(run.key, digest), self._first.setdefault(run.key, where)
+            if digest != known:
+                raise StoreError(f"store: two copies of {run}: its weights are {known[:8]} in {first} and {digest[:8]} in {where}; "
+                                 "keep one: kdlib store --drop WEIGHTS removes from the store what rests on the other (an archive that "
+                                 "holds it has to be moved away), then go on with a machine of the kind that made the one you kept")
+
+
+def _missing(measures: list[Measure], store: Store, copies: Copies) -> dict[Run | Measure, set]:
     """What has to be computed, with what each of it waits for. Runs whose measurements are all there are not needed."""
     todo: dict[Run | Measure, set] = {}
 
     @cache
     def need(run: Run) -> frozenset:
         if store.read("run", run.key) is not None:
+            copies.trained(run, store)
             return frozenset()
         todo[run] = set(need(run.teacher)) if run.teacher else set()
         return frozenset({run})
 
     for measure in measures:
-        if store.read("measure", measure.key) is None:
+        entry = store.read("measure", measure.key)
+        if entry is None:
             todo[measure] = set().union(*(need(run) for run in measure.runs))
+        else:
+            copies.measured(measure, entry)
     return todo
 
 
-def _work(todo: dict[Run | Measure, set], store: Store, executor: Executor, progress: Callable[[str], None]) -> None:
+def _work(todo: dict[Run | Measure, set], store: Store, copies: Copies, executor: Executor, progress: Callable[[str], None]) -> None:
     started, total, done = time.monotonic(), sum(map(_cost, todo)), 0.0
     runs = sum(isinstance(task, Run) for task in todo)
     progress(f"{runs} networks to train, {len(todo) - runs} measurements to take")
     finished, waiting, running = set(), dict(todo), {}
     while waiting or running:
-        # measurements first: they are short, and what they belong to is settled once they have landed
-        for task in sorted((t for t, needs in waiting.items() if needs <= finished), key=lambda t: isinstance(t, Run)):
+        # measurements first: they are short, and what they belong to is settled once they have landed; then networks that
+        # were measured elsewhere: they may come out differently
+        for task in sorted((t for t, needs in waiting.items() if needs <= finished),
+                           key=lambda t: isinstance(t, Run) and 2 - (t.key in copies.digests)):
             running[executor.submit(_compute, task, Store(store.root.absolute()))] = task  # archives hold nothing that is missing
             del waiting[task]
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             task = running.pop(future)
             try:
                 future.result()
+                if isinstance(task, Run):
+                    copies.trained(task, store)  # before its students are trained
             except BaseException:
                 for other in running:
                     other.cancel()
@@ -129,15 +168,26 @@ def _compute(task: Run | Measure, store: Store) -> None:
         if store.read("measure", task.key) is None:
             device = task.runs[0].device if task.runs else "cpu"
             with repeatable(device):
-                arrays = task.compute(*(finish(run, store) for run in task.runs))
-            store.write("measure", describe(task), arrays, {})
+                nets, copies = [finish(run, store) for run in task.runs], Copies()
+                for run in task.runs:
+                    copies.trained(run, store)
+                arrays = task.compute(*nets)
+            store.write("measure", describe(task), arrays, {"weights": copies.digests})
 
 
-def _read(measure: Measure, store: Store) -> Arrays:
+def _read(measure: Measure, store: Store, copies: Copies) -> Arrays:
     entry = store.read("measure", measure.key)
     if entry is None:
         raise StoreError(f"store: the measurement {measure.key} vanished from {store.root} while it was being read")
+    copies.measured(measure, entry)
     return entry.arrays
+
+
+def _with_teachers(runs: Iterable[Run]) -> Iterator[Run]:
+    for run in runs:
+        if run.teacher:
+            yield from _with_teachers([run.teacher])
+        yield run
 
 
 def _cost(task: Run | Measure) -> float:

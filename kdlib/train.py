@@ -115,7 +115,7 @@ class Run:
     @property
     def cost(self) -> float:
         """Relative duration, for estimates: forward and backward passes, the teacher's forward being a third of one."""
-        return self.schedule.epochs * len(self.domains) * (4 / 3 if self.teacher else 1)
+        return max(self.schedule.epochs, 0.02) * len(self.domains) * (4 / 3 if self.teacher else 1)
 
     def __str__(self) -> str:
         return f"{type(self.objective).__name__} {self.model.name} {self.seed} on {'+'.join(self.domains)} ({self.key[:8]})"
@@ -222,8 +222,7 @@ def fit(run: Run, teacher: nn.Module | None = None) -> tuple[nn.Module, dict]:
                     with autocast:
                         target = targets(x, idx)
                         logits = student(x)
-                    found = logits if run.objective.student_layer == "logits" else seen.get(run.objective.student_layer)
-                    value = loss(logits, y, found, target, idx)
+                    value = loss(logits, y, seen.get(run.objective.student_layer), target, idx)
                     optimizer.zero_grad(set_to_none=True)
                     value.backward()
                     optimizer.step()
@@ -234,15 +233,20 @@ def fit(run: Run, teacher: nn.Module | None = None) -> tuple[nn.Module, dict]:
 
 
 def finish(run: Run, store: Store) -> nn.Module:
-    """The network of `run`, from the store or else trained and stored; its teacher likewise."""
+    """The network of `run`, from the store or else trained and stored; its teacher likewise.
+
+    A student's entry tells in its info under `weights` the digest of its teacher's, by the teacher's key.
+    """
     entry = store.read("run", run.key)
     if entry is None:
         with store.lock(run.key):
             entry = store.read("run", run.key)  # another process may have finished it meanwhile
             if entry is None:
-                net, info = fit(run, finish(run.teacher, store) if run.teacher else None)
+                teacher = finish(run.teacher, store) if run.teacher else None
+                taught_by = {"weights": store.weights("run", run.teacher.key)} if run.teacher else {}  # now: training may take hours
+                net, info = fit(run, teacher)
                 weights = {n: t.detach().cpu().contiguous().numpy() for n, t in net.state_dict().items()}
-                store.write("run", run.describe(), weights, info)
+                store.write("run", run.describe(), weights, info | taught_by)
                 return net
     net = run.model.build()
     net.load_state_dict({n: torch.from_numpy(a) for n, a in entry.arrays.items()})
@@ -250,7 +254,7 @@ def finish(run: Run, store: Store) -> nn.Module:
 
 
 def _layers(objective) -> list[str]:
-    return [] if objective.student_layer in (None, "logits") else [objective.student_layer]
+    return [objective.student_layer] if objective.student_layer else []
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from kdlib import cluster, study
 from kdlib.book import ROOT, BookError
 from kdlib.book.chapters import source
-from kdlib.book.results import Results
+from kdlib.book.results import Results, archives
 from kdlib.measures import Measure
 from kdlib.store import Arrays, Store
 from kdlib.train import machine
@@ -61,7 +61,7 @@ class Chapter:
         self._started = time.monotonic()
         self.published = self.order.get("as_published")
         self.device, self.dtype, name = self._machine(parameters["device"], parameters["dtype"])
-        self.store = Store(archives=sorted((ROOT / "book" / "results").glob("*.npz")), say=self._progress)
+        self.store = Store(archives=archives(slug), say=self._progress)
         self.results = Results(slug, {
             "parameters": {**parameters, "device": self.device, "dtype": self.dtype},
             "profile": self.order.get("profile", "notebook"), "commit": commit(), "source": self.order.get("source"),

@@ -52,12 +52,20 @@ def main(arguments: list[str] | None = None) -> int:
 def _chapters(options) -> None:
     rows = [("chapter", "section", "needs", *PROFILES, "published")]
     for slug, chapter in sources().items():
-        minutes = [_minutes(chapter.facts["minutes"].get(p)) for p in PROFILES]
+        minutes = [_minutes(chapter.facts["minutes"].get(p), _pairs_of(chapter, p)) for p in PROFILES]
         rows.append((slug, chapter.facts["section"], chapter.facts["needs"], *minutes, published(slug)))
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
-    print("\nTimes are about those of 2 CPU cores (gpu and paper: one GPU), installation aside; the first run only.")
+    print("\nTimes are about those of 2 CPU cores (gpu and paper: one GPU), installation aside; the first run only. Where "
+          "a chapter has several pairs, --only pair=NAME runs one, in its share of the time; chapters share what they train.")
+
+
+def _pairs_of(chapter, profile: str) -> int:
+    """How many teacher-student pairs a chapter has in a profile; 1 where they are no parameter."""
+    if profile not in chapter.facts["profiles"] or "pairs" not in chapter.parameters:
+        return 1
+    return chapter.values(profile, {})["pairs"].count("->")
 
 
 def _data(options) -> None:
@@ -77,9 +85,22 @@ def _store(options) -> None:
     from kdlib.book import stock
     from kdlib.store import Store
 
-    if (options.all or options.yes) and not options.prune:
+    if options.all and not options.prune or options.yes and not options.prune and options.drop is None:
         raise BookError("--all and --yes say what --prune is to do; add --prune")
-    for line in stock.prune(Store(), young=options.all, yes=options.yes) if options.prune else stock.report(Store()):
+    if options.of and options.save is None:
+        raise BookError("--of says what --save is to write; add --save FILE")
+    store = Store()
+    if options.prune:
+        lines = stock.prune(store, young=options.all, yes=options.yes)
+    elif options.drop is not None:
+        lines = stock.drop(store, options.drop, yes=options.yes)
+    elif options.save is not None:
+        lines = stock.save(store, Path(options.save), options.of)
+    elif options.load is not None:
+        lines = stock.load(store, Path(options.load))
+    else:
+        lines = stock.report(store)
+    for line in lines:
         print(line)
 
 
@@ -151,6 +172,14 @@ def _headline(options) -> None:
     print(update())
 
 
+def _weights(options) -> None:
+    from kdlib.book.weights import choose
+
+    chapter = source("unseen-domains")
+    given = _pairs("-p", options.parameter)
+    choose(chapter.values(options.profile, given), seeds=options.seeds, jobs=options.jobs, say=lambda line: print(line, flush=True))
+
+
 def _toy(options) -> None:
     from kdlib.book.toy import write
 
@@ -169,9 +198,11 @@ def _pairs(option: str, texts: list[str]) -> dict[str, str]:
     return pairs
 
 
-def _minutes(minutes: float | None) -> str:
+def _minutes(minutes: float | None, pairs: int = 1) -> str:
     if minutes is None:
         return "-"
+    if pairs > 1:
+        return f"{_minutes(minutes)} ({pairs} pairs)"
     return f"{minutes * 60:.0f} s" if minutes < 1 else f"{minutes:g} min" if minutes < 90 else f"{minutes / 60:.2g} h"
 
 
@@ -193,11 +224,22 @@ def _parser() -> argparse.ArgumentParser:
     data = command("data", _data, "say which data sets are found where, whether they are complete, and how to get what is missing")
     data.add_argument("name", nargs="?", metavar="NAME", help="this one; exit status 1 unless it is complete")
     store = command("store", _store, "list what the store holds (KDLIB_CACHE, by default ~/.cache/kdlib), its size, and which chapter asks for it")
-    store.add_argument("--prune", action="store_true",
-                       help="show what to remove: runs and measurements older than a day that no chapter asks for, under any profile as it "
-                            "stands or as it was published, and what was left unfinished or damaged; never what a process is computing")
+    does = store.add_mutually_exclusive_group()
+    does.add_argument("--prune", action="store_true",
+                      help="show what to remove: runs and measurements older than a day that no chapter asks for, under any profile as it "
+                           "stands or as it was published, and what was left unfinished or damaged; never what a process is computing")
+    does.add_argument("--drop", metavar="WEIGHTS",
+                      help="show what to remove: runs and measurements that rest on a network with these weights, where two copies of it "
+                           "were found")
+    does.add_argument("--save", metavar="FILE",
+                      help="write the store's measurements to an archive (.npz), beside what it holds already; a chapter reads archives in "
+                           "book/results/kept/")
+    does.add_argument("--load", metavar="FILE", help="put an archive's measurements into the store; those that are there stay")
+    store.add_argument("--of", nargs="+", default=[], metavar="SLUG",
+                       help="with --save: only what these chapters ask for, under any profile as it stands or as it was published; those in "
+                            "archives under book/results/ too")
     store.add_argument("--all", action="store_true", help="with --prune: also what is younger than a day")
-    store.add_argument("--yes", action="store_true", help="with --prune: remove it")
+    store.add_argument("--yes", action="store_true", help="with --prune or --drop: remove it")
     run = command("run", _run, "execute chapters: DIR/SLUG.ipynb and DIR/results/SLUG.json")
     run.add_argument("slugs", nargs="*", metavar="SLUG")
     run.add_argument("--all", action="store_true", help="every chapter")
@@ -217,6 +259,11 @@ def _parser() -> argparse.ArgumentParser:
     publish = command("publish", _publish, "make executed chapters the published ones, with results and measurements; README.md says what they found")
     publish.add_argument("slugs", nargs="+", metavar="SLUG")
     publish.add_argument("--from", dest="source", required=True, metavar="DIR", help="folder of executed chapters")
+    weights = command("weights", _weights, "choose the loss weights of the image chapters' pairs on held-out training pictures, once: book/weights.json")
+    weights.add_argument("--profile", default="cpu", metavar="NAME", help="whose pictures, pairs and schedules (default: cpu)")
+    weights.add_argument("-p", dest="parameter", action="append", default=[], metavar="NAME=VALUE", help="set a parameter, such as pairs")
+    weights.add_argument("--seeds", type=int, default=2, metavar="N", help="students of each candidate (default: 2)")
+    weights.add_argument("--jobs", type=int, metavar="N", help="processes side by side (default: one per core)")
     toy = command("toy", _toy, "write the toy example, where the decision boundary can be moved, as one self-contained HTML file")
     toy.add_argument("--out", required=True, metavar="FILE", help="for example toy.html; an earlier one is replaced")
     command("headline", _headline, "bring what was found in README.md up to date (publish does so too)")

@@ -10,19 +10,19 @@ from functools import cached_property
 
 import numpy as np
 from IPython.display import HTML
+from torch import nn
 
 from kdlib import models, study
 from kdlib.book import ROOT, BookError, claims, figures, text
 from kdlib.book.results import Results
 from kdlib.data.photos import SHOWN, Photos
 from kdlib.data.scenes import Scenes
-from kdlib.distill import CRD, KL, Hint
+from kdlib.distill import CRD, KL, Alone, Hint
+from kdlib.foreign import shell
 from kdlib.models import Model
 from kdlib.store import describe, key
 from kdlib.train import OneCycle, Run
 
-# Weights to choose among, by method: alpha of KL (beside 1 - alpha for the cross entropy), beta of Hint and CRD (beside 1).
-CANDIDATES = {"KL": (0.5, 0.9), "Hint": (0.2, 1.0, 5.0), "CRD": (0.2, 0.8)}
 UNCHOSEN = {"KL": 0.9, "Hint": 1.0, "CRD": 0.8}  # where nobody has chosen
 WEIGHTS = ROOT / "book" / "weights.json"
 TABLE_5 = {"ResNet50->ResNet18": (0.7613, 0.7004, 0.7098, 0.7056, 0.7073), "VGG19->VGG11": (0.7237, 0.6888, 0.6974, 0.6938, 0.6974),
@@ -43,31 +43,38 @@ class Pair:
 
     @property
     def hint(self) -> tuple[str, str]:
-        """The student's and the teacher's layer that Hint matches: a transformer's last map meets the student's last map, as in the paper."""
-        if self.teacher_layers.hint == self.teacher_layers.map:
-            return self.student_layers.map, self.teacher_layers.map
-        return self.student_layers.hint, self.teacher_layers.hint
+        """The student's and the teacher's layer that Hint matches: where it is the tokens that a transformer ends with, they meet the
+        student's last map, as in the paper."""
+        theirs = self.teacher_layers
+        ends = theirs.hint == theirs.map or theirs.hint.endswith(":tokens")
+        return self.student_layers.map if ends else self.student_layers.hint, theirs.hint
 
 
 class Images:
     """Pictures, pairs and arms by the parameters that these chapters have in common."""
 
-    def __init__(self, parameters: Mapping[str, object], device: str, dtype: str):
+    def __init__(self, parameters: Mapping[str, object], device: str, dtype: str, *, held_out: bool = False):
         self.parameters, self.device, self.dtype = parameters, device, dtype
-        self.suite, self.pairs = suite(parameters), list(_pairs(parameters, suite(parameters).classes))
+        self.suite = suite(parameters, held_out=held_out)
+        self.pairs = list(_pairs(parameters, self.suite.classes))
 
-    def arms(self, pair: Pair, *, jittered: bool = False, hint: tuple[str, str] | None = None) -> dict[tuple[str, int], Run]:
+    def arms(self, pair: Pair, *, jittered: bool = False, hint: tuple[str, str] | None = None,
+             weights: Mapping[str, float] | None = None) -> dict[tuple[str, int], Run]:
         """Runs by (method, seed). T is the plain teacher P, or with `jittered` the recoloured J; T* is the other one. `hint` names other
-        layers (the student's, the teacher's) for Hint to match."""
-        p, weights = self.parameters, self.weights(pair)
+        layers (the student's, the teacher's) for Hint to match, `weights` other loss weights than `self.weights(pair)`."""
+        p, weights = self.parameters, weights or self.weights(pair)
         objectives = objectives_of(pair, p, weights, hint=hint)
         objectives |= {f"{m}*": objectives[m] for m in (objectives if pair.both else ("KL",))}
-        plain, recoloured = (self.suite.seen,), (self.suite.jittered,)
-        return study.arms(data=self.suite, teacher=pair.teacher, student=pair.student, objectives=objectives, seeds=range(p["seeds"]),
-                          teacher_domains=recoloured if jittered else plain, teacher_star_domains=plain if jittered else recoloured,
-                          student_domains=plain, schedule=schedule(pair.student, p["epochs"], p["batch"]),
-                          teacher_schedule=schedule(pair.teacher, p["teacher_epochs"], p["batch"]), one_teacher=True,
-                          device=self.device, dtype=self.dtype)
+        domains = [(self.suite.jittered,), (self.suite.seen,)] if jittered else [(self.suite.seen,), (self.suite.jittered,)]
+        common = dict(data=self.suite, device=self.device, dtype=self.dtype)
+        star = None
+        if pair.teacher.weights:  # trained elsewhere, whatever on: another one is trained here
+            star = Run(domains=domains[1], model=replace(pair.teacher, weights=None, file=None), objective=Alone(), seed="teacher-0",
+                       schedule=schedule(replace(pair.teacher, weights=None), p["teacher_epochs"], p["batch"]), **common)
+        return study.arms(teacher=pair.teacher, student=pair.student, objectives=objectives, seeds=range(p["seeds"]),
+                          teacher_domains=domains[0], teacher_star_domains=domains[1], student_domains=(self.suite.seen,),
+                          schedule=schedule(pair.student, p["epochs"], p["batch"]),
+                          teacher_schedule=schedule(pair.teacher, p["teacher_epochs"], p["batch"]), one_teacher=True, teacher_star=star, **common)
 
     def weights(self, pair: Pair) -> dict[str, float]:
         """The loss weight of each method: the parameter, or where that is 0 the one chosen on held-out pictures, or else a common one."""
@@ -174,15 +181,18 @@ def suite(parameters: Mapping[str, object], *, held_out: bool = False) -> Scenes
 
 
 def schedule(model: Model, epochs: int, batch: int) -> OneCycle:
-    """SGD for convolutional networks, AdamW for transformers, both in one cycle; SGD's rate goes with the batch."""
-    if models.layers(model).tokens:
+    """SGD, or AdamW for networks with layer norm (transformers and their like), in one cycle; SGD's rate goes with the batch. A network with
+    weights of its own is taken as it is."""
+    if model.weights:
+        return OneCycle(0)
+    if any(isinstance(module, nn.LayerNorm) for module in shell(model.build).modules()):
         return OneCycle(epochs, batch, lr=2e-3, weight_decay=0.05, optimizer_name="adamw")
     return OneCycle(epochs, batch, lr=0.2 * batch / 128)
 
 
 def objectives_of(pair: Pair, parameters: Mapping[str, object], weights: Mapping[str, float], *, hint=None) -> dict[str, object]:
     p, (ours, theirs) = parameters, hint or pair.hint
-    return {"KL": KL(1 - weights["KL"], weights["KL"], p["tau"]), "Hint": Hint(1, weights["Hint"], ours, theirs),
+    return {"KL": KL(round(1 - weights["KL"], 6), weights["KL"], p["tau"]), "Hint": Hint(1, weights["Hint"], ours, theirs),
             "CRD": CRD(1, weights["CRD"], p["tau_crd"], p["negatives"], pair.student_layers.flatten, pair.teacher_layers.flatten)}
 
 

@@ -40,7 +40,7 @@ def publish(chapter: Source, executed: Path, root: Path = ROOT) -> str:
                   Path(folder, "json"): target / "results" / f"{chapter.slug}.json",
                   Path(folder, "ipynb"): target / "chapters" / notebook.name}
         archive, numbers, page = staged
-        Store(archives=sorted((target / "results").glob("*.npz"))).archive(results.provenance["measurements"], archive)
+        Store(archives=results_file.archives(chapter.slug, root)).archive(results.provenance["measurements"], archive)
         size = archive.stat().st_size
         if size > LARGEST:
             raise BookError(f"{chapter.slug}: its measurements are {size / 1e6:.1f} MB, more than {LARGEST / 1e6:.0f} MB")

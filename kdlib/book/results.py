@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from kdlib import stats
-from kdlib.book import BookError
+from kdlib.book import ROOT, BookError
 
 VERSION = 1
 RECORD = ("pair", "condition", "domain", "method", "seed", "measure", "value", "n")
@@ -104,6 +104,13 @@ def read(path: Path) -> Results:
     if problems:
         raise BookError(f"{path}: {'; '.join(problems)}; run the chapter again: kdlib run {path.stem}")
     return Results(body["chapter"], body["provenance"], body["records"], body["effects"])
+
+
+def archives(slug: str = "", root: Path = ROOT) -> list[Path]:
+    """The archives of measurements under book/results/: parts of studies (kept/), and the published chapters', this chapter's last.
+    Of a measurement that several hold, the last counts."""
+    folder = root / "book" / "results"
+    return sorted(folder.glob("kept/*.npz")) + sorted(folder.glob("*.npz"), key=lambda file: (file.stem == slug, file))
 
 
 def _number(value):

@@ -1,4 +1,4 @@
-"""What the store holds beside what today's chapters ask of it (`kdlib store`)."""
+"""What the store holds beside what today's chapters ask of it, and its measurements as files (`kdlib store`)."""
 
 import ast
 import contextlib
@@ -6,14 +6,17 @@ import io
 import itertools
 import json
 import os
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from pathlib import Path
 
 from kdlib.book import ROOT, BookError, results
-from kdlib.book.chapters import PROFILES, Source, sources
-from kdlib.store import KINDS, Kept, Store
+from kdlib.book.chapters import PROFILES, Source, near, sources
+from kdlib.store import KINDS, Kept, Store, unpack
 
 DAY = 24 * 60 * 60  # seconds
+AGAIN = "nothing was removed yet; the same command with --yes removes it"
 Keys = frozenset[tuple[str, str]]  # (kind, key)
 
 
@@ -39,16 +42,11 @@ def prune(store: Store, *, young: bool, yes: bool) -> Iterator[str]:
     what a process is computing. Without `yes` nothing is removed. A chapter that cannot be planned is a BookError.
     """
     known = frozenset().union(*_wanted().values())
-    gone, busy, recent = [], [], []
+    old, recent = [], []
     for kept in store.folders():
-        if kept.kind in KINDS and (kept.kind, kept.key) in known:
-            continue
-        if kept.kind in KINDS and not young and time.time() - kept.written < DAY:
-            recent.append(kept)
-        elif store.remove(kept) if yes else store.idle(kept.key):
-            gone.append(kept)
-        else:
-            busy.append(kept)
+        if kept.kind not in KINDS or (kept.kind, kept.key) not in known:
+            (recent if kept.kind in KINDS and not young and time.time() - kept.written < DAY else old).append(kept)
+    gone, busy = _clear(store, old, yes)
     if gone:
         yield f"{store.root}: {'removed' if yes else 'to remove'}: {_counted(gone)}"
         yield from _table(gone, {}, "no chapter")
@@ -59,7 +57,59 @@ def prune(store: Store, *, young: bool, yes: bool) -> Iterator[str]:
     if recent:
         yield f"kept, younger than a day (--all takes them too): {_counted(recent)}"
     if gone and not yes:
-        yield "nothing was removed yet; the same command with --yes removes it"
+        yield AGAIN
+
+
+def drop(store: Store, weights: str, *, yes: bool) -> Iterator[str]:
+    """Remove every run and measurement that rests on a network with these weights (8 or more first digits of their digest), in lines
+    about it. Without `yes` nothing is removed."""
+    if not re.fullmatch("[0-9a-f]{8,64}", weights):
+        raise BookError(f"--drop takes the first 8 or more digits of weights, as the message about two copies gives them, not {weights!r}")
+    gone, busy = _clear(store, [kept for kept in store.folders() if kept.kind in KINDS and any(
+        digest.startswith(weights) for digest in store.weights(kept.kind, kept.key).values())], yes)
+    if not gone and not busy:
+        raise BookError(f"nothing in {store.root} rests on weights {weights}; an archive that does has to be moved away")
+    if gone:
+        yield f"{store.root}: {'removed' if yes else 'to remove'}: {_counted(gone)}"
+    if busy:
+        yield f"kept, a process is computing them: {_counted(busy)}; the same command removes them later"
+    if gone and not yes:
+        yield AGAIN
+
+
+def save(store: Store, file: Path, slugs: list[str]) -> Iterator[str]:
+    """Write the store's measurements to an archive, in a line about it; what else that file holds already stays in it.
+
+    With `slugs` only what these chapters ask for, under any profile or as published; archives under book/results/ are looked into
+    then too.
+    """
+    if file.suffix != ".npz":
+        raise BookError(f"--save takes a file whose name ends in .npz, not {file}")
+    earlier = set(unpack(file)) if os.path.lexists(file) else set()
+    if slugs:
+        known, wanted = sources(), set()
+        for slug in slugs:
+            near("chapter", slug, known)
+            wanted |= {key for keys in asked(known[slug]).values() for kind, key in keys if kind == "measure"}
+        archives = results.archives()
+    else:
+        wanted, archives = {kept.key for kept in store.folders() if kept.kind == "measure"}, []
+    source = Store(store.root, [*archives, file] if earlier else archives)
+    found = {key for key in wanted if source.read("measure", key) is not None}
+    if not found:
+        which = f" that {', '.join(slugs)} asks for" if slugs else ""
+        raise BookError(f"no measurement in {store.root}{which}, so {file} is not written")
+    source.archive(found | earlier, file)
+    yield f"{file}: {_measurements(found | earlier)}, {len(found - earlier)} of them new, {_bytes(file.stat().st_size)}"
+
+
+def load(store: Store, file: Path) -> Iterator[str]:
+    """Put an archive's measurements, each of them verified, into the store, in a line about it. Those that are there stay."""
+    entries = unpack(file)
+    new = [entry for key, entry in entries.items() if store.read("measure", key) is None]
+    for entry in new:
+        store.write("measure", entry.spec, entry.arrays, entry.info)
+    yield f"{store.root}: {_measurements(entries)} from {file}, {len(new)} of them new"
 
 
 def asked(chapter: Source) -> dict[str, Keys]:
@@ -107,7 +157,7 @@ def _plan(chapter: Source, values: dict) -> Keys:
         raise ValueError("its call of complete is not reached")
     except Exception as error:  # whatever a cell can raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise BookError(f"{chapter.slug}: what it asks of the store cannot be planned, so nothing is pruned: {reason}") from error
+        raise BookError(f"{chapter.slug}: what it asks of the store cannot be planned, so nothing is pruned or saved: {reason}") from error
 
 
 def _completes(cell: str) -> int:
@@ -134,6 +184,14 @@ def _keys(measures: list) -> Keys:
     return frozenset(found)
 
 
+def _clear(store: Store, folders: list[Kept], yes: bool) -> tuple[list[Kept], list[Kept]]:
+    """What is removed (without `yes`: what could be), and what stays as a process is computing it."""
+    gone, busy = [], []
+    for kept in folders:
+        (gone if (store.remove(kept) if yes else store.idle(kept.key)) else busy).append(kept)
+    return gone, busy
+
+
 def _table(folders: list[Kept], wanted: dict[tuple[str, str], Keys], rest: str) -> Iterator[str]:
     shelves = {shelf: [] for shelf in (*wanted, (rest, ""), ("(unfinished)", ""), ("(damaged)", ""))}
     for kept in folders:
@@ -156,8 +214,15 @@ def _counted(folders: list[Kept]) -> str:
     return ", ".join(f"{n} {what if n > 1 else what[:-1]}" for what, n in parts.items() if n) + f", {_size(folders)}"
 
 
+def _measurements(keys: Collection) -> str:
+    return f"{len(keys)} measurement{'s' * (len(keys) != 1)}"
+
+
 def _size(folders: list[Kept]) -> str:
-    size = sum(k.size for k in folders)
+    return _bytes(sum(k.size for k in folders))
+
+
+def _bytes(size: int) -> str:
     return f"{size / 1e3:.1f} kB" if size < 1e5 else f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
 
 

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from kdlib.data import DataError
+
 GREY = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as torchvision
 STEPS = ("brightness", "contrast", "saturation", "hue")  # of `jitter`, in this order
 
@@ -23,8 +25,10 @@ def crop(pixels: Tensor, offset: Tensor, flip: Tensor) -> Tensor:
 
 def held_out(labels: Tensor) -> Tensor:
     """Which training items (n,) are kept for choosing settings: every fifth of each class."""
-    turn = F.one_hot(labels).cumsum(0).gather(1, labels[:, None])[:, 0]
-    return turn % 5 == 0
+    kept = F.one_hot(labels).cumsum(0).gather(1, labels[:, None])[:, 0] % 5 == 0
+    if not kept.any():
+        raise DataError(f"held_out: {len(labels)} training items are fewer than five of a class; raise the limit")
+    return kept
 
 
 def as_images(pixels: Tensor) -> Tensor:

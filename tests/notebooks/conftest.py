@@ -1,16 +1,24 @@
+import json
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from notebooks_command import kdlib
 
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory):
-    """Every chapter executed once in the smoke profile, from an empty store: (folder, store)."""
-    out, cache = tmp_path_factory.mktemp("smoke"), tmp_path_factory.mktemp("smoke-cache")
-    done = kdlib("run", "--all", "--profile", "smoke", "--out", out, KDLIB_CACHE=str(cache))
-    assert done.returncode == 0, done.stderr
-    assert "domain-adaptation: 26/26 trained" in done.stdout, "progress is reported, and what another chapter trained is shared"
-    assert "decision-boundary: 0 networks to train" in done.stdout
+    """Every chapter executed once in the smoke profile, from an empty store: (folder, store). Pytest's processes share it."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if base.name.startswith("popen-") else base  # of all processes of this session
+    out, cache, said = base / "smoke", base / "smoke-cache", base / "smoke.json"
+    with FileLock(base / "smoke.lock"):
+        if not said.exists():
+            done = kdlib("run", "--all", "--profile", "smoke", "--out", out, KDLIB_CACHE=str(cache))
+            said.write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
+    code, output, error = json.loads(said.read_text())
+    assert code == 0, error
+    assert "domain-adaptation: 26/26 trained" in output, "progress is reported, and what another chapter trained is shared"
+    assert "decision-boundary: 0 networks to train" in output
     return Path(out), Path(cache)

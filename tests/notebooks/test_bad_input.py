@@ -11,12 +11,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from kdlib.book import ROOT, chapters, command, stock
 from kdlib.book import publish as publishing
-from kdlib.store import Store
+from kdlib.store import Store, key
 from notebooks_command import CHAPTERS, SLUG, executed, kdlib
 
 
@@ -159,6 +160,24 @@ def damaged_archive(place):
     return empty_store(place)
 
 
+def kept_is_damaged(place):
+    (place["root"] / "book" / "results" / "kept").mkdir()
+    (place["root"] / "book" / "results" / "kept" / "part.npz").write_bytes(b"PK\3\4 and no more")
+    return empty_store(place)
+
+
+def half_an_archive(place):
+    """Of two measurements, the second damaged."""
+    store, file = Store(place["store"]), place["root"] / "half.npz"
+    for seed in 0, 1:
+        store.write("measure", {"seed": seed}, {"a": np.arange(9)}, {})
+    store.archive([key({"seed": seed}) for seed in (0, 1)], file)
+    with np.load(file) as data:
+        arrays = {name: data[name] for name in data.files}
+    arrays[f"{max(key({'seed': seed}) for seed in (0, 1))}/a"][4] = 7
+    np.savez(file, **arrays)
+
+
 def locks_are_a_file(place):
     place["store"].mkdir()
     (place["store"] / "locks").touch()
@@ -205,6 +224,12 @@ CASES = {  # name: (what is spoilt, the command, what the line says)
     "published with another parameter": (nothing, [*RUN, "--as-published", "-p", "epochs=2"], "--as-published takes every parameter from"),
     "published in another profile": (nothing, [*RUN, "--as-published", "--profile", "cpu"], "--as-published takes every parameter from"),
     "published in part": (nothing, [*RUN, "--as-published", "--only", "seed=0"], "--as-published takes every parameter from"),
+    "saving under another name": (nothing, ["store", "--save", "{file}"], "--save takes a file whose name ends in .npz, not {file}"),
+    "saving nothing": (empty_store, ["store", "--save", "{empty}/part.npz"], "no measurement in {store}, so {empty}/part.npz is not written"),
+    "saving nothing of a chapter": (empty_store, ["store", "--save", "{empty}/part.npz", "--of", "bare"], "no chapter named 'bare' (known: "),
+    "of nothing": (nothing, ["store", "--of", SLUG], "--of says what --save is to write; add --save FILE"),
+    "dropping a word": (nothing, ["store", "--drop", "teacher"], "--drop takes the first 8 or more digits of weights, as the message about"),
+    "dropping nothing": (nothing, ["store", "--drop", "0123456789", "--yes"], "rests on weights 0123456789; an archive that does has to be moved"),
     "yes to nothing": (nothing, ["store", "--yes"], "--all and --yes say what --prune is to do; add --prune"),
     # places
     "a folder that cannot be made": (nothing, [*RUN, "--out", "/proc/nowhere"], "/proc/nowhere: No such file or directory"),
@@ -212,6 +237,15 @@ CASES = {  # name: (what is spoilt, the command, what the line says)
     "a file for a store": (variables(KDLIB_CACHE="{file}"), ["store"], "store: {file} is not a folder; point KDLIB_CACHE to one"),
     "a file for a store to prune": (variables(KDLIB_CACHE="{file}"), PRUNE, "store: {file} is not a folder; point KDLIB_CACHE to one"),
     "a store that cannot be written": (locks_are_a_file, PRUNE, "store: cannot write under {store}: File exists; make room, or point KDLIB_CACHE"),
+    "saving over something else": (write("out", "part.npz", "mine"), ["store", "--save", "{out}/part.npz"],
+                                   "store: the archive {out}/part.npz is damaged: it is no npz file, or has lost its end; restore it or remove it"),
+    "saving below a file": (nothing, ["store", "--save", "{file}/part.npz"], "store: cannot write {file}/part.npz: "),
+    "saving what cannot be planned": (code("chapter.complete(", "1 / 0\nchapter.complete("), ["store", "--save", "{empty}/part.npz", "--of", SLUG],
+                                      f"{SLUG}: what it asks of the store cannot be planned, so nothing is pruned or saved: "),
+    "loading from nowhere": (nothing, ["store", "--load", "/nowhere.npz"], "store: cannot read the archive /nowhere.npz: No such file or directory"),
+    "loading a folder": (nothing, ["store", "--load", "{empty}"], "store: cannot read the archive {empty}: Is a directory; restore it or name"),
+    "loading something else": (nothing, ["store", "--load", "{file}"], "store: the archive {file} is damaged: it is no npz file"),
+    "loading half an archive": (half_an_archive, ["store", "--load", "{root}/half.npz"], "store: the archive {root}/half.npz is damaged: "),
     "a book from nowhere": (nothing, ["book", "--from", "/nowhere", "--out", "{out}-html"], "no folder /nowhere; run chapters into it first"),
     "a book from a file": (nothing, ["book", "--from", "{file}", "--out", "{out}-html"], "no folder {file}; run chapters into it first"),
     "a book without chapters": (nothing, ["book", "--from", "{empty}", "--out", "{out}-html"], "no executed chapter in {empty}; run chapters"),
@@ -256,6 +290,7 @@ CASES = {  # name: (what is spoilt, the command, what the line says)
                                      f"{SLUG}: the smoke profile proves that a chapter runs and claims nothing; it is not published"),
     "publishing without measurements": (empty_store, PUBLISH, "store: 93 of 93 measurements are not in {store}, so they cannot be archived"),
     "a damaged archive": (damaged_archive, PUBLISH, f"store: the archive {{root}}/book/results/{SLUG}.npz is damaged: "),
+    "a damaged kept archive": (kept_is_damaged, PUBLISH, "store: the archive {root}/book/results/kept/part.npz is damaged: "),
     "as published, but is not": (remove("root", f"book/results/{SLUG}.json"), [*RUN, "--as-published"], f"no results at {{root}}/book/results/{SLUG}.json"),
     "as published, but damaged": (write("root", f"book/results/{SLUG}.json", "[]"), [*RUN, "--as-published"], f"book/results/{SLUG}.json is not a results file"),
     "as published with other parameters": (parameter_line("tau: float", "heat: float"), [*RUN, "--as-published"],
@@ -284,6 +319,7 @@ def test_bad_input(good, smoke, place, monkeypatch, capsys, spoil, words, messag
     (["rnu"], "argument COMMAND: invalid choice: 'rnu' (choose from 'chapters', "),
     (["run", SLUG, "--epochs", "3"], "unrecognized arguments: --epochs 3"),
     (["run", SLUG, "--jobs", "many"], "argument --jobs: invalid int value: 'many'; kdlib run --help tells more"),
+    (["store", "--prune", "--load", "part.npz"], "argument --load: not allowed with argument --prune; kdlib store --help tells more"),
     (["publish", SLUG], "the following arguments are required: --from; kdlib publish --help tells more"),
 ])
 def test_usage(words, message, capsys):

@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import time
 from threading import Event, Thread
 
@@ -13,10 +14,11 @@ from kdlib.book.command import main
 from kdlib.data.digits import Digits
 from kdlib.distill import KL, Alone
 from kdlib.models import Model
-from kdlib.store import Store, describe, key
+from kdlib.store import Store, describe, digest, key, unpack
 from kdlib.measures import Items, Predictions
 from kdlib.train import Adadelta, Run
-from notebooks_command import CHAPTERS, SLUG
+from kdlib.book.publish import publish
+from notebooks_command import CHAPTERS, SLUG, executed, kdlib
 
 SPARE = {"type": "Example", "version": 1, "seed": "a"}
 
@@ -121,7 +123,7 @@ def test_what_cannot_be_planned_is_listed_and_not_pruned(store, tmp_path, monkey
     put(store, "run", 9 * stock.DAY)
     assert main(["store", "--prune", "--yes", "--all"]) == 1
     said = capsys.readouterr()
-    assert said.err.startswith(f"kdlib: {SLUG}: what it asks of the store cannot be planned, so nothing is pruned: {reason}")
+    assert said.err.startswith(f"kdlib: {SLUG}: what it asks of the store cannot be planned, so nothing is pruned or saved: {reason}")
     assert said.err.count("\n") == 1 and len(store.folders()) == 1
     assert main(["store"]) == 0
     assert "not known" in (out := capsys.readouterr().out) and reason in out.splitlines()[-1]
@@ -189,3 +191,126 @@ def test_pruning(store, capsys, monkeypatch):
     capsys.readouterr()
     assert main(["store", "--prune", "--yes", "--all"]) == 0
     assert capsys.readouterr().out == f"{store.root}: nothing to remove\n" and store.read("run", asked.key) is not None
+
+
+# measurements as files
+
+WEIGHTS = "ab" * 32
+
+
+def asked_for(limit=128):
+    """A measurement that the chapter asks for (in its smoke profile, with this limit)."""
+    return describe(Items(teacher(limit=limit, epochs=1).data, "M", 8))
+
+
+def content(entries):
+    return {k: (e.spec, e.info, digest(e.arrays)) for k, e in entries.items()}
+
+
+def measured(store):
+    return content({k.key: store.read("measure", k.key) for k in store.folders() if k.kind == "measure"})
+
+
+def test_what_is_saved_and_loaded_is_the_same_to_the_byte(store, tmp_path, monkeypatch, capsys):
+    for spec, info in (asked_for(), {}), (SPARE, {"weights": {"a": WEIGHTS}}):
+        store.write("measure", spec, {"a": np.random.default_rng(3).random((50, 3)), "b": np.float16([np.nan, -0.0])}, info)
+    put(store, "run", 0)
+    file, before = tmp_path / "new" / "part.npz", measured(store)
+    assert main(["store", "--save", str(file)]) == 0
+    assert capsys.readouterr().out == f"{file}: 2 measurements, 2 of them new, {file.stat().st_size / 1e3:.1f} kB\n"
+    assert content(unpack(file)) == before and len(before) == 2
+    monkeypatch.setenv("KDLIB_CACHE", str(tmp_path / "another"))
+    another = Store(tmp_path / "another")
+    another.write("measure", SPARE, {"mine": np.zeros(1)}, {})
+    mine = measured(another)
+    assert main(["store", "--load", str(file)]) == 0
+    assert capsys.readouterr().out == f"{another.root}: 2 measurements from {file}, 1 of them new\n"
+    assert measured(another) == before | mine, "what is there stays"
+    for name in "meta.json", "data.safetensors":
+        one, two = (s.root / "measure" / key(asked_for()) / name for s in (store, another))
+        assert one.read_bytes() == two.read_bytes()
+    assert main(["store", "--load", str(file)]) == 0 and ", 0 of them new\n" in capsys.readouterr().out
+
+
+def test_saving_adds_to_what_a_file_holds(store, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "part.npz"
+    put(store, "measure", 0)
+    assert main(["store", "--save", str(file)]) == 0
+    monkeypatch.setenv("KDLIB_CACHE", str(tmp_path / "another"))  # of another machine
+    another = Store(tmp_path / "another")
+    put(another, "measure", 0, {**SPARE, "seed": "b"})
+    assert main(["store", "--save", str(file)]) == 0
+    assert "2 measurements, 1 of them new" in capsys.readouterr().out and content(unpack(file)) == measured(store) | measured(another)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["another", "part.npz", "store"]
+
+
+def test_what_chapters_ask_for_is_saved_from_archives_too(store, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(stock, "sources", lambda: {SLUG: source(SLUG)})
+    published, kept = Store(tmp_path / "published"), tmp_path / "kept.npz"
+    for spec in (in_archive := describe(Items(teacher(limit=128, epochs=1).data, "orig", 8))), {**SPARE, "seed": "b"}:
+        put(published, "measure", 0, spec)
+    published.archive([k.key for k in published.folders()], kept)
+    monkeypatch.setattr(results, "archives", lambda: [kept])
+    for spec in asked_for(), asked_for(64), SPARE:
+        put(store, "measure", 0, spec)
+    file = tmp_path / "part.npz"
+    assert main(["store", "--save", str(file), "--of", SLUG]) == 0
+    assert unpack(file).keys() == {key(asked_for()), key(in_archive)}
+    assert "2 measurements, 2 of them new" in capsys.readouterr().out
+    assert main(["store", "--save", str(file), "--of", SLUG]) == 0 and "2 measurements, 0 of them new" in capsys.readouterr().out
+
+
+def test_a_damaged_measurement_is_left_out_and_one_line_says_so(store, tmp_path, capsys):
+    entry = put(store, "measure", 0)
+    put(store, "measure", 0, asked_for())
+    (entry.folder / "meta.json").write_text("{}")
+    assert main(["store", "--save", str(tmp_path / "part.npz")]) == 0
+    said = capsys.readouterr()
+    assert "1 measurement, 1 of them new" in said.out and said.err.count("\n") == 1 and f"{entry.folder} is damaged" in said.err
+    assert unpack(tmp_path / "part.npz").keys() == {key(asked_for())}
+
+
+def test_one_copy_of_a_network_is_dropped_with_all_that_rests_on_it(store, capsys):
+    arrays, specs = {"a": np.zeros(3)}, [{**SPARE, "seed": name} for name in "abcdef"]
+    copy, other = digest(arrays), "cd" * 32
+    teacher, student, stranger = specs[:3]
+    store.write("run", teacher, arrays, {})
+    store.write("run", student, {"a": np.ones(3)}, {"weights": {key(teacher): copy}})
+    store.write("run", stranger, {"a": np.ones(2)}, {"weights": {"0": other}})
+    for spec, digests in zip(specs, ([copy], [copy, other], [other], [])):
+        store.write("measure", spec, arrays, {"weights": dict(zip("01", digests))})
+    store.write("measure", specs[5], arrays, {})  # of an earlier version
+    everything = store.folders()
+    assert main(["store", "--drop", copy[:8]]) == 0 and store.folders() == everything
+    assert capsys.readouterr().out.splitlines()[0].startswith(f"{store.root}: to remove: 2 runs, 2 measurements, ")
+    assert main(["store", "--drop", copy[:8], "--yes"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{store.root}: removed: 2 runs, 2 measurements, ") and said.count("\n") == 1
+    assert {(k.kind, k.key) for k in store.folders()} == {("run", key(stranger)), *(("measure", key(specs[i])) for i in (2, 3, 5))}
+    assert main(["store", "--drop", copy]) == 1 and f"nothing in {store.root} rests on weights {copy}; " in capsys.readouterr().err
+
+
+def test_an_own_archive_counts_before_others_and_published_ones_before_kept(tmp_path):
+    folder = tmp_path / "book" / "results"
+    (folder / "kept").mkdir(parents=True)
+    for name in "kept/b.npz", "kept/a.npz", "b.npz", "c.npz", "a.npz", "a.json", "kept/notes.txt":
+        (folder / name).touch()
+    assert [str(f.relative_to(folder)) for f in results.archives("b", tmp_path)] == ["kept/a.npz", "kept/b.npz", "a.npz", "c.npz", "b.npz"]
+    assert results.archives("b", tmp_path / "nowhere") == []
+
+
+def test_a_chapter_is_finished_and_published_from_kept_parts_alone(smoke, tmp_path, monkeypatch, capsys):
+    root, empty = tmp_path / "root", tmp_path / "empty"
+    for name in "kdlib", "notebooks", "book":
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "results", "chapters"))
+    monkeypatch.setenv("KDLIB_CACHE", str(smoke[1]))
+    kept = root / "book" / "results" / "kept" / "part.npz"
+    assert main(["store", "--save", str(kept)]) == 0
+    environment = {"KDLIB_CACHE": str(empty), "PYTHONPATH": str(root), "PYTHONSAFEPATH": "1"}
+    done = kdlib("run", SLUG, "--profile", "smoke", "--out", tmp_path / "out", **environment)
+    assert done.returncode == 0 and "to train" not in done.stdout and not empty.exists(), done.stdout + done.stderr
+    was, now = (results.read(folder / "results" / f"{SLUG}.json") for folder in (smoke[0], tmp_path / "out"))
+    assert (now.records, now.effects) == (was.records, was.effects)
+    monkeypatch.setenv("KDLIB_CACHE", str(empty))
+    assert "with 93 measurements" in publish(source(SLUG), executed(tmp_path / "out", tmp_path / "executed"), root)
+    assert unpack(root / "book" / "results" / f"{SLUG}.npz").keys() == set(now.provenance["measurements"]) and not empty.exists()

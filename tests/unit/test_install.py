@@ -28,7 +28,8 @@ class Light(PathFinder):
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Light
 """
-LIBRARY = ["kdlib.losses", "kdlib.distill", "kdlib.models", "kdlib.stats", "kdlib.study", "kdlib.store", "kdlib.toy", "kdlib.train", "kdlib.data",
+LIBRARY = ["kdlib.losses", "kdlib.distill", "kdlib.models", "kdlib.foreign", "kdlib.weights", "kdlib.stats", "kdlib.study", "kdlib.store",
+           "kdlib.toy", "kdlib.train", "kdlib.data",
            *(f"kdlib.{folder}.{p.stem}" for folder in ("data", "probes") for p in (ROOT / "kdlib" / folder).glob("*.py") if p.stem != "__init__")]
 
 
@@ -107,6 +108,13 @@ def test_readmes_lines_for_ones_own_models_run_in_it(light):
     [code] = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
     done = light(sys.executable, "-c", code)
     assert done.returncode == 0 and done.stdout.count("kappa") == 2, done.stderr
+
+
+def test_foreign_networks_say_what_they_lack_and_our_own_lack_nothing(light):
+    done = light(sys.executable, "-c", "from kdlib.models import network; network('residual-4x1', size=32, classes=2).build()\n"
+                                       "network('resnet18', size=64, classes=2)")
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and last.startswith("ValueError: no network named 'resnet18'") and "pip install 'kdlib[data]'" in last, done.stderr
 
 
 @pytest.mark.parametrize("words", [["chapters"], ["run", "domain-adaptation"], ["book"], ["publish", "x", "--from", "y"], ["headline"]])

@@ -1,0 +1,66 @@
+"""`kdlib weights`: choose the loss weights of image pairs on held-out training pictures, once; never on test pictures."""
+
+import datetime
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+
+import numpy as np
+
+from kdlib import study
+from kdlib.book import images
+from kdlib.measures import Items, Predictions
+from kdlib.store import Store
+from kdlib.train import machine
+
+# What is tried, by method: alpha of KL (beside 1 - alpha for the cross entropy), beta of Hint and CRD (beside 1).
+CANDIDATES = {"KL": (0.5, 0.9), "Hint": (0.2, 1.0, 5.0), "CRD": (0.2, 0.8)}
+
+
+def choose(parameters: dict[str, object], *, seeds: int, jobs: int | None, say: Callable[[str], None]) -> None:
+    """Train each pair's students with each candidate on four fifths of the training pictures, and keep what does best on the rest.
+
+    `parameters` are those that the image chapters share. A pair that has been chosen for with these pictures, networks and
+    schedules keeps its choice. What is trained lands in the store, each pair's choice in book/weights.json at once.
+    """
+    device, dtype, name = machine(parameters["device"], parameters["dtype"])
+    study_of = images.Images({**parameters, "seeds": seeds}, device, dtype, held_out=True)
+    for pair in study_of.pairs:
+        where = images.choice(pair, parameters)
+        if where in images.read_choices():
+            say(f"{pair.name}: chosen before, {_words(images.read_choices()[where])}")
+            continue
+        suite, runs = study_of.suite, {}
+        for method, values in CANDIDATES.items():
+            for value in values:
+                arms = study_of.arms(pair, weights={**images.UNCHOSEN, method: value})
+                runs |= {("Ind", None, s): arms["Ind", s] for s in range(seeds)} | {(method, value, s): arms[method, s] for s in range(seeds)}
+        asked = {at: Predictions(run, suite, suite.seen) for at, run in runs.items()}
+        items = Items(suite, suite.seen)
+        got = study.complete([items, *asked.values()], Store(say=say), jobs=jobs, progress=lambda line: say(f"{pair.name}: {line}"))
+        label = got[items]["label"]
+        accuracy = {at: float((got[m]["prediction"] == label).mean()) for at, m in asked.items()}
+        means = {method: {f"{v:g}": round(np.mean([accuracy[method, v, s] for s in range(seeds)]).item(), 4) for v in values}
+                 for method, values in CANDIDATES.items()}
+        alone = round(np.mean([accuracy["Ind", None, s] for s in range(seeds)]).item(), 4)
+        found = {"pair": pair.name, "chosen": {m: float(max(by, key=by.get)) for m, by in means.items()}, "held-out accuracy": {"Ind": alone, **means},
+                 "held-out pictures": len(label), "seeds": seeds,
+                 "parameters": {n: parameters[n] for n in ("source", "size", "limit", "epochs", "teacher_epochs", "batch", "tau", "tau_crd", "negatives")},
+                 "device": name, "dtype": dtype, "torch": version("torch"), "date": datetime.date.today().isoformat()}
+        _keep({**images.read_choices(), where: found})
+        say(f"{pair.name}: {_words(found)}")
+
+
+def _words(found: dict) -> str:
+    accuracy = found["held-out accuracy"]
+    return "; ".join(f"{m} {found['chosen'][m]:g} ({', '.join(f'{v}: {100 * a:.1f} %' for v, a in accuracy[m].items())})" for m in found["chosen"]) \
+        + f"; independent {100 * accuracy['Ind']:.1f} %"
+
+
+def _keep(choices: dict) -> None:
+    with tempfile.NamedTemporaryFile("w", dir=images.WEIGHTS.parent, delete=False) as making:
+        json.dump(choices, making, indent=1, sort_keys=True)
+        making.write("\n")
+    os.replace(making.name, images.WEIGHTS)

@@ -1,0 +1,69 @@
+"""Verdicts are computed from intervals: by domain, by pair, and for claims that there is no difference."""
+
+import numpy as np
+import pytest
+
+from kdlib.book.claims import Claim, paper_pair, settle, verdict, verdicts
+from kdlib.book.results import PROVENANCE, Results
+
+COMMON = dict(chapter="x", section="4", says="it rises", method="KL", reference="Ind", measure="share", data={"source": ("a", "b"), "limit": 0})
+
+
+def results(rows, **given):
+    """Rows (pair, domain, gain, condition): six seeds that scatter by .01 about that gain over Ind."""
+    found = Results("x", dict.fromkeys(PROVENANCE) | {"parameters": {"source": "a", "limit": 0} | given})
+    for pair, domain, gain, condition in rows:
+        spread = 0.01 * np.array([-1, 1, -1, 1, -1, 1])
+        found.effect(0.5 + gain + spread, np.full(6, 0.5), pair=pair, domain=domain, method="KL", against="Ind", measure="share", condition=condition)
+    return found
+
+
+def claim(**changed):
+    return Claim(**COMMON | {"domains": ("d", "e"), "paper": {"d": "+1", "ResNet50->ResNet18": "+9"}, "margin": {"d": 0.05, "e": 0.05}} | changed)
+
+
+def test_pairs_are_matched_with_the_papers_by_their_families():
+    wanted = {"residual-48x2->residual-24x1": "ResNet50->ResNet18", "timm/resnet26->resnet18": "ResNet50->ResNet18", "vgg19_bn->vgg11_bn": "VGG19->VGG11",
+              "plain-8x1->residual-8x1": "VGG19->ResNet18", "transformer-128x4->residual-24x1": "ViT-B-32->ResNet18", "swin_t->resnet18": "Swin-T->ResNet18",
+              "swin_b->swin_t": "Swin-B->Swin-T", "residual-8x1->plain-8x1": None, "timm/ghostnet_050->resnet18": None, "MnistNet->MnistNet": None}
+    assert {pair: paper_pair(pair) for pair in wanted} == wanted
+
+
+def test_every_pair_and_domain_is_a_setting():
+    one = verdict(claim(), results([("p->q", "d", 0.2, {}), ("p->q", "e", 0.1, {})]))
+    assert list(one["rows"]) == ["d", "e"] and one["verdict"] == "replicated" and one["paper"] == {"d": "+1", "e": "–"}
+    two = verdict(claim(), results([("residual-1x1->residual-1x1", "d", 0.2, {}), ("p->q", "d", -0.2, {})]))
+    assert two["settled"] == {"d, residual-1x1->residual-1x1": "yes", "d, p->q": "no"} and two["verdict"] == "partly"
+    assert two["paper"] == {"d, residual-1x1->residual-1x1": "+9", "d, p->q": "+1"}, "the paper's number for a pair goes before one for a domain"
+
+
+def test_families_and_conditions_select():
+    rows = [("residual-1x1->residual-1x1", "d", 0.2, {"s": 1}), ("residual-1x1->residual-1x1", "d", -0.2, {"s": 2}), ("p->q", "d", -0.2, {"s": 1})]
+    chosen = verdict(claim(families=("ResNet50->ResNet18",), condition={"s": 1}), results(rows))
+    assert chosen["settled"] == {"d": "yes"}
+    with pytest.raises(KeyError, match="no effect of KL"):
+        verdict(claim(families=("VGG19->VGG11",)), results(rows))
+
+
+def test_a_claim_of_no_difference():
+    rows = lambda gain: results([("p->q", "d", gain, {})])
+    settled = {gain: verdict(claim(side=0, domains=("d",)), rows(gain))["settled"]["d"] for gain in (0.0, 0.03, 0.045, 0.2)}
+    assert settled == {0.0: "yes", 0.03: "yes", 0.045: "no", 0.2: "no"}, "inside the margin, if only just; else refuted where the interval excludes zero"
+    wide = rows(0.0).effects[0] | {"effect": 0.02, "low": -0.1, "high": 0.14, "se": 0.05, "df": 5}
+    assert settle(claim(side=0), wide) == "open"
+    assert settle(claim(), wide) == "open" and settle(claim(), wide | {"low": 0.01}) == "yes" and settle(claim(), wide | {"low": None}) == "open"
+
+
+def test_only_real_data_earn_a_verdict():
+    rows = [("p->q", "d", 0.2, {})]
+    assert verdict(claim(), results(rows, source="b"))["verdict"] == "replicated"
+    for given in {"source": "drawn"}, {"limit": 5}:
+        assert verdict(claim(), results(rows, **given))["verdict"].startswith("not tested")
+
+
+def test_a_page_judges_the_claims_that_its_run_speaks_to(monkeypatch):
+    from kdlib.book import claims
+
+    monkeypatch.setattr(claims, "CLAIMS", (claim(), claim(families=("VGG19->VGG11",)), claim(chapter="y")))
+    [only] = verdicts("x", results([("p->q", "d", 0.2, {}), ("p->q", "e", 0.0, {})]))
+    assert only["holm"]["d"] < 0.001 and only["holm"]["e"] == 1.0
