@@ -106,7 +106,7 @@ class Copies:
             if digest != known:
                 raise StoreError(f"store: two copies of {run}: its weights are {known[:8]} in {first} and {digest[:8]} in {where}; "
                                  "keep one: kdlib store --drop WEIGHTS removes from the store what rests on the other (an archive that "
-                                 "holds it has to be moved away), then go on with a machine of the kind that made the one you kept")
+                                 "holds it has to be moved away, or kdlib run --afresh looks into none), then go on with a machine of the kind that made the one you kept")
 
 
 def _missing(measures: list[Measure], store: Store, copies: Copies) -> dict[Run | Measure, set]:

@@ -11,6 +11,7 @@ from bs4 import BeautifulSoup
 
 from kdlib import stats
 from kdlib.book import ROOT, BookError, claims, results, text
+from kdlib.book.chapter import Chapter
 from kdlib.book.chapters import published, source, sources
 from kdlib.data.digits import DOMAINS, Digits
 from kdlib.distill import CRD, KL, Alone, Hint
@@ -140,6 +141,13 @@ def test_boundaries_are_compared_as_the_measurements_say(smoke, measured):
 def test_executed_notebooks_carry_no_clock_and_no_path(smoke, slug):
     body = (smoke[0] / f"{slug}.ipynb").read_text()
     assert "papermill" not in json.loads(body)["metadata"] and str(ROOT) not in body and str(smoke[0]) not in body
+
+
+def test_afresh_looks_into_no_archive(monkeypatch):
+    namespace = {name: p.default for name, p in source(SLUG).parameters.items()}
+    for order, there in ({}, True), ({"afresh": True}, False):
+        monkeypatch.setenv("KDLIB_RUN", json.dumps(order))
+        assert bool(Chapter(SLUG, namespace).store.archives) == there
 
 
 @pytest.mark.parametrize("body, message", [
