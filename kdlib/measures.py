@@ -4,6 +4,7 @@ What several networks are asked about (the test items, the planes) is a measurem
 network that it was made for.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import ClassVar
@@ -26,6 +27,11 @@ class Measure:
     def runs(self) -> tuple[Run, ...]:
         return sum(((value,) if isinstance(value, Run) else value.runs for value in self._fields().values()
                     if isinstance(value, (Run, Measure))), ())
+
+    @property
+    def shared(self) -> str | None:
+        """What is costly to make: one process computes the measurements that have it in common, one after the other."""
+        return None
 
     def describe(self) -> dict:
         return {"type": type(self).__name__, "version": self.version,
@@ -223,21 +229,29 @@ class Regions(Measure):
             boundary.regions(net, three, margin=p.margin, resolution=p.resolution, clip=p.clip) for three in x]))}
 
 
-CRAFTED = 2**30  # bytes of adversarial images that a process keeps: each student is asked about the same ones
-_crafted: dict[str, torch.Tensor] = {}  # by key, the latest used last
+_made: dict[str, torch.Tensor] = {}  # the images that this process made last, by key: each student is asked about the same ones
+_sizes: dict[str, float] = {}  # what this process has calibrated, by key
 
 
 @dataclass(frozen=True)
 class Attack(Measure):
-    """Images that iterative FGSM makes of the first `items` images of a test domain (None: of all) to fool the network of `run`;
-    see `kdlib.probes.adversarial.ifgsm`. They are too many to store: `clean` and `perturbed` (k, 3, size, size) uint8 show the
-    first `images`."""
+    """Images that iterative FGSM makes of the first `items` images of a test domain (None: of all) to fool the network of `run`; see
+    `kdlib.probes.adversarial.ifgsm`. A step is the part `step_of_eps` of eps.
+
+    With `rate` in the place of `eps`, eps is the smallest that changes this share of the network's predictions on the first
+    `calibrated_on` images (`adversarial.calibrate`), so that an attack can be asked for before the network is trained. Either is
+    multiplied by `scale`. What this comes to is kept as `eps` (). The images are too many to keep: `clean` and `perturbed`
+    (k, 3, size, size) uint8 show the first `images`.
+    """
 
     run: Run
     data: object
     domain: str
-    eps: float
-    step: float
+    eps: float | None = None
+    rate: float | None = None
+    calibrated_on: int = 500
+    scale: float = 1.0
+    step_of_eps: float = 0.25
     steps: int = 5
     items: int | None = None
     images: int = 0
@@ -245,46 +259,70 @@ class Attack(Measure):
     version: ClassVar[int] = adversarial.version
 
     def __post_init__(self):
-        _floats(self, "eps", "step")
+        if (self.eps is None) == (self.rate is None):
+            raise ValueError("attack: needs eps, or the rate at which it is to fool its network, one of the two")
+        for name in "eps", "rate", "scale", "step_of_eps":  # equal settings, equal keys: 1 and 1.0 are one eps
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, float(getattr(self, name)))
+
+    @property
+    def unpictured(self) -> "Attack":
+        return replace(self, images=0)
+
+    @property
+    def shared(self):
+        return self.unpictured.key
+
+    def size(self, net: torch.nn.Module) -> float:
+        """eps; `net` is the network of `run`."""
+        if self.eps is not None:
+            return self.scale * self.eps
+        name = replace(self, scale=1, items=None, images=0).key
+        if name not in _sizes:
+            x, y = (part[: self.calibrated_on] for part in self.data.test(self.domain, self.run.device))
+            _sizes[name] = adversarial.calibrate(net, x, y, rate=self.rate, steps=self.steps, step_of_eps=self.step_of_eps)
+        return self.scale * _sizes[name]
 
     def draw(self, device: str, net: torch.nn.Module) -> torch.Tensor:
         """The adversarial images (n, channels, size, size); `net` is the network of `run`."""
-        name = replace(self, images=0).key
-        made = _crafted.pop(name, None)
-        if made is None:
+        def make() -> torch.Tensor:
             x, y = (part[: self.items] for part in self.data.test(self.domain, self.run.device))
-            made = adversarial.ifgsm(net, x, y, eps=self.eps, step=self.step, steps=self.steps)
-            while _crafted and made.nbytes + sum(kept.nbytes for kept in _crafted.values()) > CRAFTED:
-                del _crafted[next(iter(_crafted))]
-        _crafted[name] = made
-        return made.to(device)
+            eps = self.size(net)
+            return adversarial.ifgsm(net, x, y, eps=eps, step=self.step_of_eps * eps, steps=self.steps)
+
+        return _latest(self, make).to(device)
 
     def compute(self, net):
-        return _pictures(self, net)
+        return _pictures(self, self, net)
 
 
 @dataclass(frozen=True)
 class Noise(Measure):
-    """The control of an attack: the same images, moved by as much at random, equal for all networks. Fields as in `Attack`."""
+    """The control of an attack: the same images, moved by as much at random, alike for all networks. Arrays as an attack's."""
 
-    data: object
-    domain: str
-    eps: float
-    items: int | None = None
-    images: int = 0
+    attack: Attack
 
     version: ClassVar[int] = adversarial.version
 
-    def __post_init__(self):
-        _floats(self, "eps")
+    @property
+    def unpictured(self) -> "Noise":
+        return Noise(self.attack.unpictured)
 
-    def draw(self, device: str) -> torch.Tensor:
-        """The noisy images (n, channels, size, size)."""
-        x = self.data.test(self.domain, device)[0][: self.items]
-        return adversarial.noise(x, eps=self.eps, generator=torch.Generator().manual_seed(stream("20231210", "noise")))
+    @property
+    def shared(self):
+        return self.unpictured.key
 
-    def compute(self):
-        return _pictures(self)
+    def draw(self, device: str, net: torch.nn.Module) -> torch.Tensor:
+        """The noisy images (n, channels, size, size); `net` is the network that the attack is made for."""
+        def make() -> torch.Tensor:
+            x = self.attack.data.test(self.attack.domain, self.attack.run.device)[0][: self.attack.items]
+            generator = torch.Generator().manual_seed(stream("20231210", "noise"))
+            return adversarial.noise(x, eps=self.attack.size(net), generator=generator)
+
+        return _latest(self, make).to(device)
+
+    def compute(self, net):
+        return _pictures(self, self.attack, net)
 
 
 @dataclass(frozen=True)
@@ -297,25 +335,28 @@ class Attacked(Measure):
 
     version: ClassVar[int] = adversarial.version
 
+    @property
+    def shared(self):
+        return self.attack.shared
+
     def describe(self) -> dict:
-        whole = super().describe()
-        del whole["attack"]["images"]  # how many are pictured changes no prediction
-        return whole
+        return super().describe() | {"attack": self.attack.unpictured.describe()}  # how many are pictured changes no prediction
 
-    def compute(self, net, *target):
-        return {"prediction": _small(accuracy.predict(net, self.attack.draw(self.run.device, *target)))}
+    def compute(self, net, target):
+        return {"prediction": _small(accuracy.predict(net, self.attack.draw(self.run.device, target)))}
 
 
-def _pictures(attack: Attack | Noise, *target: torch.nn.Module) -> Arrays:
+def _latest(images: Attack | Noise, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    if images.shared not in _made:
+        _made.clear()
+        _made[images.shared] = make()
+    return _made[images.shared]
+
+
+def _pictures(images: Attack | Noise, attack: Attack, net: torch.nn.Module) -> Arrays:
     clean = attack.data.test(attack.domain, "cpu")[0][: attack.items][: attack.images]
-    perturbed = attack.draw("cpu", *target)[: attack.images] if attack.images else clean
-    return {"clean": _pixels(clean), "perturbed": _pixels(perturbed)}
-
-
-def _floats(measure: Measure, *names: str) -> None:
-    """Equal settings get equal keys: 1 and 1.0 are one eps."""
-    for name in names:
-        object.__setattr__(measure, name, float(getattr(measure, name)))
+    perturbed = images.draw("cpu", net)[: attack.images] if attack.images else clean
+    return {"eps": np.array(attack.size(net)), "clean": _pixels(clean), "perturbed": _pixels(perturbed)}
 
 
 def _small(classes: torch.Tensor) -> np.ndarray:
