@@ -91,10 +91,10 @@ def effects(results: Results, *, measure: str, contrasts: list[tuple[str, str]],
 
 
 def profile(results: Results, *, measure: str, methods: list[str], rows: list[str], panels: dict[str, str], title: str, label: str,
-            reference: str = "Ind", row: str = "domain", panel: str = "pair", **where) -> Figure:
+            reference: str = "Ind", row: str = "domain", panel: str = "pair", labels: list[str] | None = None, **where) -> Figure:
     """A panel a pair, a row a domain and in it a marker a method: the effect against `reference` with its 95 % interval, zero marked.
 
-    The reference "*" is each method's twin, taught by T*.
+    The reference "*" is each method's twin, taught by T*. With `row="condition"` rows are conditions, and `labels` name them.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 1.6 + (0.16 * len(methods) + 0.1) * len(rows)), sharey=True, squeeze=False)
     for axis, (where_panel, heading) in zip(axes[0], panels.items()):
@@ -109,8 +109,51 @@ def profile(results: Results, *, measure: str, methods: list[str], rows: list[st
                     _interval(axis, place, found, marker(method, 5.5), thin=True)
         axis.set(title=heading, xlabel=label)
         axis.xaxis.set_major_formatter(_points)
-    _rows(axes[0][0], rows)
+    _rows(axes[0][0], labels or rows)
     figure.legend([plt.Line2D([], [], **marker(m, 6)) for m in methods], [name(m) for m in methods], loc="outside lower center", ncols=len(methods))
+    figure.suptitle(textwrap.fill(title, 66))
+    return figure
+
+
+def curves(results: Results, *, measure: str, methods: list[str], along: dict[float | str, dict], panels: dict[str, str], title: str, label: str,
+           across: str, bands: dict[str, dict] | None = None, panel: str = "pair", **where) -> Figure:
+    """A panel a pair, a line a method: the mean over seeds under each condition of `along`, {place or name on the horizontal axis: condition}.
+
+    A bar is the 95 % interval of the effect against Ind, set on Ind's mean: where it does not reach Ind's line, the effect is clear of zero.
+    Controls (T*, KL*) are dashed. `bands` are methods that do not vary along the axis, each with its condition: their mean over seeds, and all
+    seeds between the edges.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 4.2), sharey=True, squeeze=False)
+    named = any(isinstance(place, str) for place in along)
+    places = np.arange(len(along)) if named else np.array(list(along))
+    step = np.diff(places).min() if len(places) > 1 else 1
+    handles = {}
+    for axis, (of, heading) in zip(axes[0], panels.items()):
+        for method, condition in (bands or {}).items():
+            values = results.values(measure=measure, method=method, condition=condition, **where | {panel: of})
+            if values:
+                color = marker(method)["color"]
+                axis.axhspan(min(values), max(values), color=color, alpha=0.25, linewidth=0)
+                handles[method] = axis.axhline(np.mean(values), color=color, linewidth=1.4, linestyle="--" if method[-1] in "*2" else "-")
+        for k, method in enumerate(methods):
+            found = [(place, results.values(measure=measure, method=method, condition=c, **where | {panel: of}), c) for place, c in zip(places, along.values())]
+            found = [(place, np.mean(values), c) for place, values, c in found if values]
+            if not found:
+                continue
+            style = marker(method, 6.5) | {"linestyle": "--" if method[-1] in "*2" else "-"}
+            x = np.array([place for place, *_ in found]) + 0.05 * step * (k - (len(methods) - 1) / 2)
+            handles[method], = axis.plot(x, [mean for _, mean, _ in found], linewidth=1.4, **style)
+            for place, (_, mean, condition) in zip(x, found):
+                for row in results.matching(measure=measure, method=method, reference="Ind", condition=condition, **where | {panel: of}):
+                    if row["low"] is not None:
+                        axis.plot([place, place], [mean - row["effect"] + row[k] for k in ("low", "high")], color=style["color"], linewidth=1.4, solid_capstyle="butt")
+        axis.set(title=heading, xlabel=across)
+        axis.set_xticks(places, list(along), **(dict(rotation=30, ha="right") if named else {}))
+        axis.set_xlim(places[0] - 0.4 * step, places[-1] + 0.4 * step)
+        axis.grid(True, axis="y")
+        axis.yaxis.set_major_formatter(lambda x, _: f"{100 * x:.4g}")
+    axes[0][0].set_ylabel(label)
+    figure.legend(list(handles.values()), [name(m) for m in handles], loc="outside lower center", ncols=4)
     figure.suptitle(textwrap.fill(title, 66))
     return figure
 

@@ -139,6 +139,17 @@ def recipes(images: Images) -> HTML:
                       rows, "The pairs, and how their students were taught")
 
 
+def numbers(name: str, value: str, low: float, high: float) -> list[float]:
+    """A parameter that holds numbers by comma, each once, in ascending order. BookError unless each lies in [low, high]."""
+    try:
+        found = sorted({float(part) for part in value.split(",")})
+        if not low <= found[0] <= found[-1] <= high:
+            raise ValueError
+    except ValueError:
+        raise BookError(f"parameter {name} takes numbers in [{low:g}, {high:g}], by comma, not {value!r}") from None
+    return found
+
+
 def may_show(suite: Scenes | Photos, name: str) -> bool:
     """Whether pictures of a class may be published: drawn ones, and of photographs those classes that seldom show people."""
     return isinstance(suite, Scenes) or name in SHOWN
