@@ -160,6 +160,10 @@ def test_damaged_results_are_one_clear_line(tmp_path, body, message):
     assert "\n" not in str(error.value)
 
 
+def test_nothing_to_say_shows_nothing():
+    assert text.say("", "") is None and text.say("One.", "", "Two.").data == "One. Two."
+
+
 def test_sources_are_clean_and_typed():
     for slug, chapter in sources().items():
         for cell in chapter.notebook.cells:
