@@ -163,12 +163,16 @@ def suite(parameters: Mapping[str, object], *, held_out: bool = False) -> Scenes
     return Photos(p["source"], p["size"], unseen=(), folder=p["folder"] or None, limit=p["limit"] or None, held_out=held_out)
 
 
+def is_transformer(model: Model) -> bool:
+    """By its layer norms, so the likes of ConvNeXt count too."""
+    return any(isinstance(module, nn.LayerNorm) for module in shell(model.build).modules())
+
+
 def schedule(model: Model, epochs: int, batch: int) -> OneCycle:
-    """SGD, or AdamW for networks with layer norm (transformers and their like), in one cycle; SGD's rate goes with the batch. A network with
-    weights of its own is taken as it is."""
+    """SGD, or AdamW for transformers, in one cycle; SGD's rate goes with the batch. A network with weights of its own is taken as it is."""
     if model.weights:
         return OneCycle(0)
-    if any(isinstance(module, nn.LayerNorm) for module in shell(model.build).modules()):
+    if is_transformer(model):
         return OneCycle(epochs, batch, lr=2e-3, weight_decay=0.05, optimizer_name="adamw")
     return OneCycle(epochs, batch, lr=0.2 * batch / 128)
 
