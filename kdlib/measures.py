@@ -64,6 +64,23 @@ class Items(Measure):
 
 
 @dataclass(frozen=True)
+class Pictures(Measure):
+    """Those of the first `items` images of a test domain whose class is one of `classes`: `index` (k,), and `image` (k, 3, size, size) uint8."""
+
+    data: object
+    domain: str
+    items: int
+    classes: tuple[int, ...]
+
+    version: ClassVar[int] = 1
+
+    def compute(self):
+        x, y = (part[: self.items] for part in self.data.test(self.domain, "cpu"))
+        index = torch.isin(y, torch.tensor(self.classes, dtype=y.dtype)).nonzero()[:, 0]
+        return {"index": index.to(torch.int32).numpy(), "image": _pixels(x[index])}
+
+
+@dataclass(frozen=True)
 class Predictions(Measure):
     """The classes that one network predicts on a test domain: `prediction` (n,), uint8 (int16 beyond 256 classes)."""
 
@@ -117,8 +134,8 @@ class Divergence(Measure):
 
 @dataclass(frozen=True)
 class Maps(Measure):
-    """Where one network finds the true class in the first `items` images of a test domain: `map` (items, h, w), each divided by its
-    largest absolute value, so that no cosine changes; all-zero maps stay so.
+    """Where one network finds the true class in the first `items` images of a test domain (None: in all): `map` (items, h, w), each
+    divided by its largest absolute value, so that no cosine changes; all-zero maps stay so.
 
     Grad-CAM at `layer`, also with an ending of `kdlib.models.view`, is stored as uint8, 0 to 255; `method` "integrated" (no layer: None)
     is signed, as int8, -127 to 127. `grid` average-pools maps to grid x grid cells; integrated maps have the image's size otherwise. On 3,925 photographs with maps of 8 x 8
@@ -130,7 +147,7 @@ class Maps(Measure):
     data: object
     domain: str
     layer: str | None
-    items: int
+    items: int | None
     method: str = "gradcam"
     grid: int | None = None
 
@@ -156,10 +173,16 @@ class Maps(Measure):
         return {"map": (top * (maps / largest.where(largest > 0, 1))).round().to(kind).cpu().numpy()}
 
 
+MAPPED = 2**28  # bytes of teachers' maps that a process keeps: each student is compared with the same ones
+_maps: dict[str, torch.Tensor] = {}  # by key, the latest used last
+
+
 @dataclass(frozen=True)
 class MapCosine(Measure):
     """How alike two networks' maps of the same images are: `cosine` (items,), float32 from the unrounded maps, NaN where either is all
-    zero. `localization.closer` compares two students by it; 3,925 images take 13 kB in an archive."""
+    zero; `zero` (2, items), whether the one's map and the other's is; `grid` (2,), the rows and columns that both were brought to.
+    `localization.closer` compares two students by the cosines; 3,925 images take 13 kB in an archive.
+    """
 
     maps: Maps
     teacher: Maps
@@ -175,7 +198,39 @@ class MapCosine(Measure):
         return self.maps.run, self.teacher.run
 
     def compute(self, net, teacher):
-        return {"cosine": localization.cosine(self.maps.of(net), self.teacher.of(teacher)).cpu().numpy()}
+        ours, theirs = self.maps.of(net), self._of_teacher(teacher)
+        return {"cosine": localization.cosine(ours, theirs).cpu().numpy(),
+                "zero": torch.stack([(maps == 0).all(2).all(1) for maps in (ours, theirs)]).cpu().numpy(),
+                "grid": np.minimum(ours.shape[1:], theirs.shape[1:]).astype(np.int16)}
+
+    def _of_teacher(self, teacher: torch.nn.Module) -> torch.Tensor:
+        found = _maps.pop(self.teacher.key, None)
+        if found is None:
+            found = self.teacher.of(teacher)
+            while _maps and found.nbytes + sum(kept.nbytes for kept in _maps.values()) > MAPPED:
+                del _maps[next(iter(_maps))]
+        _maps[self.teacher.key] = found
+        return found
+
+
+@dataclass(frozen=True)
+class Localized(Measure):
+    """How well one network's maps find the object in a suite that knows where it is (`data.masks`), from the unrounded maps: `energy`
+    and `pointing` (items,), float32, NaN where no cell is positive; `object` (items,), the share of the image that the object
+    covers, which is the energy of a flat map. See `kdlib.probes.localization`."""
+
+    maps: Maps
+
+    version: ClassVar[int] = localization.version
+
+    def __post_init__(self):
+        if not hasattr(self.maps.data, "masks"):
+            raise ValueError(f"localized: {type(self.maps.data).__name__} has no masks of its objects")
+
+    def compute(self, net):
+        maps, masks = self.maps.of(net), self.maps.data.masks(self.maps.domain, self.maps.run.device)[: self.maps.items]
+        return {"energy": localization.energy(maps, masks).cpu().numpy(), "pointing": localization.pointing(maps, masks).cpu().numpy(),
+                "object": masks.mean((1, 2)).cpu().numpy()}
 
 
 @dataclass(frozen=True)
