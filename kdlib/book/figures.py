@@ -70,7 +70,7 @@ def arms(results: Results, *, measure: str, methods: list[str], domains: dict[st
             axis.plot(np.mean(values), row, **marker(method))
             if method in ("T", "Ind"):
                 axis.axvline(np.mean(values), color=marker(method)["color"], linewidth=1, linestyle=(0, (4, 3)), zorder=0)
-        axis.set(title=heading, xlabel=label)
+        _label(axis, heading, label, len(domains))
         axis.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.4g}")
     _rows(np.atleast_1d(axes)[0], [name(m) for m in methods])
     figure.suptitle(textwrap.fill(title, 66))
@@ -89,7 +89,7 @@ def effects(results: Results, *, measure: str, contrasts: list[tuple[str, str]],
         for row, (method, reference) in enumerate(contrasts):
             for found in results.matching(measure=measure, method=method, reference=reference, **where | {by: domain}):
                 _interval(axis, row, found, marker(method) | ({} if reference == "Ind" else {"marker": "P"}))
-        axis.set(title=heading, xlabel=label)
+        _label(axis, heading, label, len(domains))
         axis.xaxis.set_major_formatter(_points)
     _rows(np.atleast_1d(axes)[0], [f"{m} − {r}" if r != "Ind" else name(m) for m, r in contrasts])
     figure.suptitle(textwrap.fill(title, 66))
@@ -114,7 +114,7 @@ def profile(results: Results, *, measure: str, methods: list[str], rows: list[st
                 for found in results.matching(measure=measure, method=method, reference=f"{method}*" if reference == "*" else reference,
                                               **where | of | {panel: where_panel}):
                     _interval(axis, place, found, marker(method, 5.5), thin=True)
-        axis.set(title=heading, xlabel=label)
+        _label(axis, heading, label, len(panels))
         axis.xaxis.set_major_formatter(_points)
     _rows(axes[0][0], list(rows))
     figure.legend([plt.Line2D([], [], **marker(m, 6)) for m in methods], [name(m) for m in methods], loc="outside lower center", ncols=len(methods))
@@ -260,8 +260,9 @@ def pictures(images: np.ndarray, captions: list[str], *, columns: int, rows: lis
 HEAT = np.array([0.35, 0.05, 0.45])  # dark and of no method's colour, so that more heat is darker in greyscale too
 
 
-def maps(images: np.ndarray, heat: dict[str, np.ndarray], captions: dict[str, list[str]], *, rows: list[str], title: str) -> Figure:
-    """A row an image: the image (n, 3, h, w) uint8, then for each method its map (n, cells, cells), at least 0, laid over the image in grey.
+def maps(images: np.ndarray, heat: dict[str, np.ndarray], captions: dict[str, list[str]], *, names: list[str], rows: list[str], title: str) -> Figure:
+    """A row an image: the image (n, 3, h, w) uint8 and its name, then for each method its map (n, cells, cells), at least 0, laid over the
+    image in grey, with a caption under it.
 
     The darker and the more violet, the more heat; the line is at half of a map's maximum. Maps are enlarged by linear interpolation. A map
     that is all zero leaves the image as it is.
@@ -272,21 +273,29 @@ def maps(images: np.ndarray, heat: dict[str, np.ndarray], captions: dict[str, li
         grey = zoom(images[i].mean(0) / 255, side / images.shape[2], order=1, mode="nearest", grid_mode=True)
         line[0].imshow(images[i].transpose(1, 2, 0), interpolation="nearest")
         line[0].text(-0.08, 0.5, rows[i], transform=line[0].transAxes, ha="right", va="center", fontsize=10)
-        for axis, (method, found) in zip(line[1:], heat.items()):
+        for axis, caption in zip(line, (names[i], *(captions[method][i] for method in heat))):
+            axis.text(0.5, -0.04, caption, transform=axis.transAxes, ha="center", va="top", fontsize=9)
+        for axis, found in zip(line[1:], heat.values()):
             large = np.clip(zoom(found[i].astype(float), (side / found.shape[1], side / found.shape[2]), order=1, mode="nearest", grid_mode=True), 0, None)
             large /= found[i].max() or 1
             share = 0.85 * large[..., None]
             axis.imshow(share * HEAT + (1 - share) * (0.5 + 0.5 * grey[..., None]))
-            if found[i].any():
-                axis.contour(large, levels=[0.5 * large.max()], colors=["white"], linewidths=2.2)
-                axis.contour(large, levels=[0.5 * large.max()], colors=["black"], linewidths=1)
-            axis.text(0.5, -0.04, captions[method][i], transform=axis.transAxes, ha="center", va="top", fontsize=9)
+            if large.min() < 0.5 * large.max():
+                for color, width in ("white", 2.2), ("black", 1):
+                    axis.contour(large, levels=[0.5 * large.max()], colors=[color], linewidths=width)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, heading in zip(axes[0], ("image", *map(name, heat))):
         axis.set_title(heading, fontsize=10)
     figure.suptitle(textwrap.fill(title, 66))
     return figure
+
+
+def _label(axis, heading: str, label: str, panels: int) -> None:
+    """A panel's heading and its axis' label, smaller where many stand side by side."""
+    size = 11 if panels < 4 else 9 if panels < 6 else 7
+    axis.set_title(heading, fontsize=size)
+    axis.set_xlabel(label, fontsize=size)
 
 
 def _points(x: float, _) -> str:
