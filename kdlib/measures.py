@@ -4,6 +4,7 @@ What several networks are asked about (the test items, the planes) is a measurem
 network that it was made for.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import ClassVar
@@ -27,6 +28,11 @@ class Measure:
     def runs(self) -> tuple[Run, ...]:
         return sum(((value,) if isinstance(value, Run) else value.runs for value in self._fields().values()
                     if isinstance(value, (Run, Measure))), ())
+
+    @property
+    def shared(self) -> str | None:
+        """What is costly to make: one process computes the measurements that have it in common, one after the other."""
+        return None
 
     def describe(self) -> dict:
         return {"type": type(self).__name__, "version": self.version,
@@ -56,6 +62,23 @@ class Items(Measure):
     def compute(self):
         x, y = self.data.test(self.domain, "cpu")
         return {"label": _small(y), "image": _pixels(x[: self.images])}
+
+
+@dataclass(frozen=True)
+class Pictures(Measure):
+    """Those of the first `items` images of a test domain whose class is one of `classes`: `index` (k,), and `image` (k, 3, size, size) uint8."""
+
+    data: object
+    domain: str
+    items: int
+    classes: tuple[int, ...]
+
+    version: ClassVar[int] = 1
+
+    def compute(self):
+        x, y = (part[: self.items] for part in self.data.test(self.domain, "cpu"))
+        index = torch.isin(y, torch.tensor(self.classes, dtype=y.dtype)).nonzero()[:, 0]
+        return {"index": index.to(torch.int32).numpy(), "image": _pixels(x[index])}
 
 
 @dataclass(frozen=True)
@@ -168,8 +191,8 @@ class Divergence(Measure):
 
 @dataclass(frozen=True)
 class Maps(Measure):
-    """Where one network finds the true class in the first `items` images of a test domain: `map` (items, h, w), each divided by its
-    largest absolute value, so that no cosine changes; all-zero maps stay so.
+    """Where one network finds the true class in the first `items` images of a test domain (None: in all): `map` (items, h, w), each
+    divided by its largest absolute value, so that no cosine changes; all-zero maps stay so.
 
     Grad-CAM at `layer`, also with an ending of `kdlib.models.view`, is stored as uint8, 0 to 255; `method` "integrated" (no layer: None)
     is signed, as int8, -127 to 127. `grid` average-pools maps to grid x grid cells; integrated maps have the image's size otherwise. On 3,925 photographs with maps of 8 x 8
@@ -181,7 +204,7 @@ class Maps(Measure):
     data: object
     domain: str
     layer: str | None
-    items: int
+    items: int | None
     method: str = "gradcam"
     grid: int | None = None
 
@@ -207,10 +230,16 @@ class Maps(Measure):
         return {"map": (top * (maps / largest.where(largest > 0, 1))).round().to(kind).cpu().numpy()}
 
 
+MAPPED = 2**28  # bytes of teachers' maps that a process keeps: each student is compared with the same ones
+_maps: dict[str, torch.Tensor] = {}  # by key, the latest used last
+
+
 @dataclass(frozen=True)
 class MapCosine(Measure):
     """How alike two networks' maps of the same images are: `cosine` (items,), float32 from the unrounded maps, NaN where either is all
-    zero. `localization.closer` compares two students by it; 3,925 images take 13 kB in an archive."""
+    zero; `zero` (2, items), whether the one's map and the other's is; `grid` (2,), the rows and columns that both were brought to.
+    `localization.closer` compares two students by the cosines; 3,925 images take 13 kB in an archive.
+    """
 
     maps: Maps
     teacher: Maps
@@ -226,7 +255,39 @@ class MapCosine(Measure):
         return self.maps.run, self.teacher.run
 
     def compute(self, net, teacher):
-        return {"cosine": localization.cosine(self.maps.of(net), self.teacher.of(teacher)).cpu().numpy()}
+        ours, theirs = self.maps.of(net), self._of_teacher(teacher)
+        return {"cosine": localization.cosine(ours, theirs).cpu().numpy(),
+                "zero": torch.stack([(maps == 0).all(2).all(1) for maps in (ours, theirs)]).cpu().numpy(),
+                "grid": np.minimum(ours.shape[1:], theirs.shape[1:]).astype(np.int16)}
+
+    def _of_teacher(self, teacher: torch.nn.Module) -> torch.Tensor:
+        found = _maps.pop(self.teacher.key, None)
+        if found is None:
+            found = self.teacher.of(teacher)
+            while _maps and found.nbytes + sum(kept.nbytes for kept in _maps.values()) > MAPPED:
+                del _maps[next(iter(_maps))]
+        _maps[self.teacher.key] = found
+        return found
+
+
+@dataclass(frozen=True)
+class Localized(Measure):
+    """How well one network's maps find the object in a suite that knows where it is (`data.masks`), from the unrounded maps: `energy`
+    and `pointing` (items,), float32, NaN where no cell is positive; `object` (items,), the share of the image that the object
+    covers, which is the energy of a flat map. See `kdlib.probes.localization`."""
+
+    maps: Maps
+
+    version: ClassVar[int] = localization.version
+
+    def __post_init__(self):
+        if not hasattr(self.maps.data, "masks"):
+            raise ValueError(f"localized: {type(self.maps.data).__name__} has no masks of its objects")
+
+    def compute(self, net):
+        maps, masks = self.maps.of(net), self.maps.data.masks(self.maps.domain, self.maps.run.device)[: self.maps.items]
+        return {"energy": localization.energy(maps, masks).cpu().numpy(), "pointing": localization.pointing(maps, masks).cpu().numpy(),
+                "object": masks.mean((1, 2)).cpu().numpy()}
 
 
 @dataclass(frozen=True)
@@ -280,21 +341,29 @@ class Regions(Measure):
             boundary.regions(net, three, margin=p.margin, resolution=p.resolution, clip=p.clip) for three in x]))}
 
 
-CRAFTED = 2**30  # bytes of adversarial images that a process keeps: each student is asked about the same ones
-_crafted: dict[str, torch.Tensor] = {}  # by key, the latest used last
+_made: dict[str, torch.Tensor] = {}  # the images that this process made last, by key: each student is asked about the same ones
+_sizes: dict[str, float] = {}  # what this process has calibrated, by key
 
 
 @dataclass(frozen=True)
 class Attack(Measure):
-    """Images that iterative FGSM makes of the first `items` images of a test domain (None: of all) to fool the network of `run`;
-    see `kdlib.probes.adversarial.ifgsm`. They are too many to store: `clean` and `perturbed` (k, 3, size, size) uint8 show the
-    first `images`."""
+    """Images that iterative FGSM makes of the first `items` images of a test domain (None: of all) to fool the network of `run`; see
+    `kdlib.probes.adversarial.ifgsm`. A step is the part `step_of_eps` of eps.
+
+    With `rate` in the place of `eps`, eps is the smallest that changes this share of the network's predictions on the first
+    `calibrated_on` images (`adversarial.calibrate`), so that an attack can be asked for before the network is trained. Either is
+    multiplied by `scale`. What this comes to is kept as `eps` (). The images are too many to keep: `clean` and `perturbed`
+    (k, 3, size, size) uint8 show the first `images`.
+    """
 
     run: Run
     data: object
     domain: str
-    eps: float
-    step: float
+    eps: float | None = None
+    rate: float | None = None
+    calibrated_on: int = 500
+    scale: float = 1.0
+    step_of_eps: float = 0.25
     steps: int = 5
     items: int | None = None
     images: int = 0
@@ -302,46 +371,70 @@ class Attack(Measure):
     version: ClassVar[int] = adversarial.version
 
     def __post_init__(self):
-        _floats(self, "eps", "step")
+        if (self.eps is None) == (self.rate is None):
+            raise ValueError("attack: needs eps, or the rate at which it is to fool its network, one of the two")
+        for name in "eps", "rate", "scale", "step_of_eps":  # equal settings, equal keys: 1 and 1.0 are one eps
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, float(getattr(self, name)))
+
+    @property
+    def unpictured(self) -> "Attack":
+        return replace(self, images=0)
+
+    @property
+    def shared(self):
+        return self.unpictured.key
+
+    def size(self, net: torch.nn.Module) -> float:
+        """eps; `net` is the network of `run`."""
+        if self.eps is not None:
+            return self.scale * self.eps
+        name = replace(self, scale=1, items=None, images=0).key
+        if name not in _sizes:
+            x, y = (part[: self.calibrated_on] for part in self.data.test(self.domain, self.run.device))
+            _sizes[name] = adversarial.calibrate(net, x, y, rate=self.rate, steps=self.steps, step_of_eps=self.step_of_eps)
+        return self.scale * _sizes[name]
 
     def draw(self, device: str, net: torch.nn.Module) -> torch.Tensor:
         """The adversarial images (n, channels, size, size); `net` is the network of `run`."""
-        name = replace(self, images=0).key
-        made = _crafted.pop(name, None)
-        if made is None:
+        def make() -> torch.Tensor:
             x, y = (part[: self.items] for part in self.data.test(self.domain, self.run.device))
-            made = adversarial.ifgsm(net, x, y, eps=self.eps, step=self.step, steps=self.steps)
-            while _crafted and made.nbytes + sum(kept.nbytes for kept in _crafted.values()) > CRAFTED:
-                del _crafted[next(iter(_crafted))]
-        _crafted[name] = made
-        return made.to(device)
+            eps = self.size(net)
+            return adversarial.ifgsm(net, x, y, eps=eps, step=self.step_of_eps * eps, steps=self.steps)
+
+        return _latest(self, make).to(device)
 
     def compute(self, net):
-        return _pictures(self, net)
+        return _pictures(self, self, net)
 
 
 @dataclass(frozen=True)
 class Noise(Measure):
-    """The control of an attack: the same images, moved by as much at random, equal for all networks. Fields as in `Attack`."""
+    """The control of an attack: the same images, moved by as much at random, alike for all networks. Arrays as an attack's."""
 
-    data: object
-    domain: str
-    eps: float
-    items: int | None = None
-    images: int = 0
+    attack: Attack
 
     version: ClassVar[int] = adversarial.version
 
-    def __post_init__(self):
-        _floats(self, "eps")
+    @property
+    def unpictured(self) -> "Noise":
+        return Noise(self.attack.unpictured)
 
-    def draw(self, device: str) -> torch.Tensor:
-        """The noisy images (n, channels, size, size)."""
-        x = self.data.test(self.domain, device)[0][: self.items]
-        return adversarial.noise(x, eps=self.eps, generator=torch.Generator().manual_seed(stream("20231210", "noise")))
+    @property
+    def shared(self):
+        return self.unpictured.key
 
-    def compute(self):
-        return _pictures(self)
+    def draw(self, device: str, net: torch.nn.Module) -> torch.Tensor:
+        """The noisy images (n, channels, size, size); `net` is the network that the attack is made for."""
+        def make() -> torch.Tensor:
+            x = self.attack.data.test(self.attack.domain, self.attack.run.device)[0][: self.attack.items]
+            generator = torch.Generator().manual_seed(stream("20231210", "noise"))
+            return adversarial.noise(x, eps=self.attack.size(net), generator=generator)
+
+        return _latest(self, make).to(device)
+
+    def compute(self, net):
+        return _pictures(self, self.attack, net)
 
 
 @dataclass(frozen=True)
@@ -354,25 +447,28 @@ class Attacked(Measure):
 
     version: ClassVar[int] = adversarial.version
 
+    @property
+    def shared(self):
+        return self.attack.shared
+
     def describe(self) -> dict:
-        whole = super().describe()
-        del whole["attack"]["images"]  # how many are pictured changes no prediction
-        return whole
+        return super().describe() | {"attack": self.attack.unpictured.describe()}  # how many are pictured changes no prediction
 
-    def compute(self, net, *target):
-        return {"prediction": _small(accuracy.predict(net, self.attack.draw(self.run.device, *target)))}
+    def compute(self, net, target):
+        return {"prediction": _small(accuracy.predict(net, self.attack.draw(self.run.device, target)))}
 
 
-def _pictures(attack: Attack | Noise, *target: torch.nn.Module) -> Arrays:
+def _latest(images: Attack | Noise, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    if images.shared not in _made:
+        _made.clear()
+        _made[images.shared] = make()
+    return _made[images.shared]
+
+
+def _pictures(images: Attack | Noise, attack: Attack, net: torch.nn.Module) -> Arrays:
     clean = attack.data.test(attack.domain, "cpu")[0][: attack.items][: attack.images]
-    perturbed = attack.draw("cpu", *target)[: attack.images] if attack.images else clean
-    return {"clean": _pixels(clean), "perturbed": _pixels(perturbed)}
-
-
-def _floats(measure: Measure, *names: str) -> None:
-    """Equal settings get equal keys: 1 and 1.0 are one eps."""
-    for name in names:
-        object.__setattr__(measure, name, float(getattr(measure, name)))
+    perturbed = images.draw("cpu", net)[: attack.images] if attack.images else clean
+    return {"eps": np.array(attack.size(net)), "clean": _pixels(clean), "perturbed": _pixels(perturbed)}
 
 
 def _small(classes: torch.Tensor) -> np.ndarray:

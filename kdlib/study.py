@@ -23,6 +23,8 @@ from kdlib.store import Arrays, Entry, Store, StoreError, describe
 from kdlib.train import Run, finish, repeatable
 
 
+Job = tuple[Run | Measure, ...]  # a run, or measurements: what one process does in one go
+
 # One thread, and glibc keeps the memory that a step frees: the next one needs it again, page by page.
 WORKER = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(2**28), "MALLOC_TRIM_THRESHOLD_": str(2**29), "MALLOC_TOP_PAD_": str(2**26)}
 
@@ -106,73 +108,82 @@ class Copies:
             if digest != known:
                 raise StoreError(f"store: two copies of {run}: its weights are {known[:8]} in {first} and {digest[:8]} in {where}; "
                                  "keep one: kdlib store --drop WEIGHTS removes from the store what rests on the other (an archive that "
-                                 "holds it has to be moved away), then go on with a machine of the kind that made the one you kept")
+                                 "holds it has to be moved away, or kdlib run --afresh looks into none), then go on with a machine of the "
+                                 "kind that made the one you kept")
 
 
-def _missing(measures: list[Measure], store: Store, copies: Copies) -> dict[Run | Measure, set]:
-    """What has to be computed, with what each of it waits for. Runs whose measurements are all there are not needed."""
-    todo: dict[Run | Measure, set] = {}
+def _missing(measures: list[Measure], store: Store, copies: Copies) -> dict[Job, set[Job]]:
+    """What has to be computed, with what each of it waits for. Runs whose measurements are all there are not needed.
+
+    Measurements that share something costly are one job: it is made once, and not by each process again as students finish.
+    """
+    todo: dict[Job, set[Job]] = {}
+    together: dict[str, list[Measure]] = {}
 
     @cache
     def need(run: Run) -> frozenset:
         if store.read("run", run.key) is not None:
             copies.trained(run, store)
             return frozenset()
-        todo[run] = set(need(run.teacher)) if run.teacher else set()
-        return frozenset({run})
+        todo[run,] = set(need(run.teacher)) if run.teacher else set()
+        return frozenset({(run,)})
 
     for measure in measures:
         entry = store.read("measure", measure.key)
         if entry is None:
-            todo[measure] = set().union(*(need(run) for run in measure.runs))
+            together.setdefault(measure.shared or measure.key, []).append(measure)
         else:
             copies.measured(measure, entry)
+    for job in map(tuple, together.values()):
+        todo[job] = set().union(*(need(run) for measure in job for run in measure.runs))
     return todo
 
 
-def _work(todo: dict[Run | Measure, set], store: Store, copies: Copies, executor: Executor, progress: Callable[[str], None]) -> None:
+def _work(todo: dict[Job, set[Job]], store: Store, copies: Copies, executor: Executor, progress: Callable[[str], None]) -> None:
     started, total, done = time.monotonic(), sum(map(_cost, todo)), 0.0
-    runs = sum(isinstance(task, Run) for task in todo)
-    progress(f"{runs} networks to train, {len(todo) - runs} measurements to take")
+    tasks = sum(map(len, todo))
+    runs = sum(isinstance(job[0], Run) for job in todo)
+    progress(f"{runs} networks to train, {tasks - runs} measurements to take")
     finished, waiting, running = set(), dict(todo), {}
     while waiting or running:
         # measurements first: they are short, and what they belong to is settled once they have landed; then networks that
         # were measured elsewhere: they may come out differently
-        for task in sorted((t for t, needs in waiting.items() if needs <= finished),
-                           key=lambda t: isinstance(t, Run) and 2 - (t.key in copies.digests)):
-            running[executor.submit(_compute, task, Store(store.root.absolute()))] = task  # archives hold nothing that is missing
-            del waiting[task]
+        for job in sorted((j for j, needs in waiting.items() if needs <= finished),
+                          key=lambda j: isinstance(j[0], Run) and 2 - (j[0].key in copies.digests)):
+            running[executor.submit(_compute, job, Store(store.root.absolute()))] = job  # archives hold nothing that is missing
+            del waiting[job]
         for future in wait(running, return_when=FIRST_COMPLETED).done:
-            task = running.pop(future)
+            job = running.pop(future)
             try:
                 future.result()
-                if isinstance(task, Run):
-                    copies.trained(task, store)  # before its students are trained
+                if isinstance(job[0], Run):
+                    copies.trained(job[0], store)  # before its students are trained
             except BaseException:
                 for other in running:
                     other.cancel()
                 raise
-            finished.add(task)
-            done += _cost(task)
-            if isinstance(task, Run):
-                trained = sum(isinstance(t, Run) for t in finished)
+            finished.add(job)
+            done += _cost(job)
+            if isinstance(job[0], Run):
+                trained = sum(isinstance(j[0], Run) for j in finished)
                 left = (time.monotonic() - started) / done * (total - done)
-                progress(f"{trained}/{runs} trained, about {_duration(left)} left: {task}")
+                progress(f"{trained}/{runs} trained, about {_duration(left)} left: {job[0]}")
 
 
-def _compute(task: Run | Measure, store: Store) -> None:
-    if isinstance(task, Run):
-        finish(task, store)
-        return
-    with store.lock(task.key):
-        if store.read("measure", task.key) is None:
-            device = task.runs[0].device if task.runs else "cpu"
-            with repeatable(device):
-                nets, copies = [finish(run, store) for run in task.runs], Copies()
-                for run in task.runs:
-                    copies.trained(run, store)
-                arrays = task.compute(*nets)
-            store.write("measure", describe(task), arrays, {"weights": copies.digests})
+def _compute(job: Job, store: Store) -> None:
+    for task in job:
+        if isinstance(task, Run):
+            finish(task, store)
+            continue
+        with store.lock(task.key):
+            if store.read("measure", task.key) is None:
+                device = task.runs[0].device if task.runs else "cpu"
+                with repeatable(device):
+                    nets, copies = [finish(run, store) for run in task.runs], Copies()
+                    for run in task.runs:
+                        copies.trained(run, store)
+                    arrays = task.compute(*nets)
+                store.write("measure", describe(task), arrays, {"weights": copies.digests})
 
 
 def _read(measure: Measure, store: Store, copies: Copies) -> Arrays:
@@ -190,8 +201,8 @@ def _with_teachers(runs: Iterable[Run]) -> Iterator[Run]:
         yield run
 
 
-def _cost(task: Run | Measure) -> float:
-    return task.cost if isinstance(task, Run) else 0.02
+def _cost(job: Job) -> float:
+    return sum(task.cost if isinstance(task, Run) else 0.02 for task in job)
 
 
 def _duration(seconds: float) -> str:

@@ -61,7 +61,7 @@ class Chapter:
         self._started = time.monotonic()
         self.published = self.order.get("as_published")
         self.device, self.dtype, name = self._machine(parameters["device"], parameters["dtype"])
-        self.store = Store(archives=archives(slug), say=self._progress)
+        self.store = Store(archives=[] if self.order.get("afresh") else archives(slug), say=self._progress)
         self.results = Results(slug, {
             "parameters": {**parameters, "device": self.device, "dtype": self.dtype},
             "profile": self.order.get("profile", "notebook"), "commit": commit(), "source": self.order.get("source"),

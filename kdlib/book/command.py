@@ -119,9 +119,9 @@ def _run(options) -> int:
         raise BookError("--jobs counts processes of this machine; leave it out with --scheduler")
     if options.device:
         given["device"] = options.device
-    if options.as_published and (given or options.profile or only or options.scheduler):
+    if options.as_published and (given or options.profile or only or options.scheduler or options.afresh):
         raise BookError("--as-published takes every parameter from the published chapter and trains nothing; leave out -p, --device, "
-                        "--profile, --only and --scheduler")
+                        "--profile, --only, --scheduler and --afresh")
     orders = []
     for chapter in sources().values() if options.all else map(source, options.slugs):
         profile, was = options.profile or "cpu", None
@@ -140,7 +140,7 @@ def _run(options) -> int:
         out = Path(options.out or ROOT / "_build" / ("as-published" if was else profile)).resolve()
         try:
             print(f"{chapter.slug}: " + execute(chapter, values, out, profile=profile, jobs=options.jobs, only=only, as_published=was,
-                                                scheduler=options.scheduler,
+                                                afresh=options.afresh, scheduler=options.scheduler,
                                                 say=lambda line: print(f"{chapter.slug}: {line}", flush=True)), flush=True)
         except BookError as error:
             print(f"kdlib: {error}", file=sys.stderr)
@@ -249,6 +249,7 @@ def _parser() -> argparse.ArgumentParser:
                      help="compute only this pair, seed or method into the store; parts add up")
     run.add_argument("--as-published", action="store_true",
                      help="with the published chapter's parameters, from the measurements published beside it")
+    run.add_argument("--afresh", action="store_true", help="take no measurements from archives under book/results/, only from the store")
     run.add_argument("--out", metavar="DIR", help="default: _build/PROFILE")
     run.add_argument("--jobs", type=int, metavar="N", help="processes side by side (default: one per core)")
     run.add_argument("--scheduler", metavar="ADDRESS", help="hand the runs to the workers of this Dask scheduler (kdlib[cluster])")

@@ -22,7 +22,8 @@ from kdlib.book.chapters import Source
 
 
 def execute(chapter: Source, values: dict, out: Path, *, profile: str, jobs: int | None = None, scheduler: str | None = None,
-            only: dict | None = None, as_published: dict | None = None, say: Callable[[str], None] = print) -> str:
+            only: dict | None = None, as_published: dict | None = None, afresh: bool = False,
+            say: Callable[[str], None] = print) -> str:
     """Execute a chapter into OUT/SLUG.ipynb and OUT/results/SLUG.json, or leave both as they were.
 
     Returns a line that says what was done. A failure is a BookError; the partly executed notebook then stands beside
@@ -33,7 +34,8 @@ def execute(chapter: Source, values: dict, out: Path, *, profile: str, jobs: int
         notebook, results, progress = Path(making, "executed.ipynb"), Path(making, "results.json"), Path(making, "progress")
         progress.touch()
         order = {"results": str(results), "progress": str(progress), "profile": profile, "source": chapter.digest,
-                 "jobs": jobs, "scheduler": scheduler, "only": only or {}, "as_published": as_published}
+                 "jobs": jobs, "scheduler": scheduler, "only": only or {}, "as_published": as_published,
+                 "afresh": afresh}
         folders = {n: os.path.abspath(os.path.expanduser(os.environ[n])) for n in ("KDLIB_CACHE", "KDLIB_DATA") if os.environ.get(n)}
         try:
             with _environment(KDLIB_RUN=json.dumps(order), JUPYTER_PREFER_ENV_PATH="1", **folders), \

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, zoom
 
 from kdlib.book.results import Results
 
@@ -48,23 +48,29 @@ def marker(method: str, size: float = 9) -> dict:
 
 
 def arms(results: Results, *, measure: str, methods: list[str], domains: dict[str, str], title: str, label: str, by: str = "domain",
-         **where) -> Figure:
+         chance: float | None = None, **where) -> Figure:
     """A panel a domain, a row a method: each seed as a dot, their mean as the method's marker.
 
     `domains` maps a domain's name in the results to what the panel's heading says; with `by="pair"` they are pairs, and so on.
     `where` selects among the results beyond that (domain="photo"). A method without results in a panel has an empty row there.
+    With `chance`, that value is marked, and bars are the 95 % intervals of the effects against the reference "chance".
     """
     figure, axes = plt.subplots(1, len(domains), figsize=(WIDTH, 1.3 + 0.36 * len(methods)), sharey=True)
     for axis, (domain, heading) in zip(np.atleast_1d(axes), domains.items()):
+        if chance is not None:
+            axis.axvline(chance, color="black", linewidth=1)
         for row, method in enumerate(methods):
             values = results.values(measure=measure, method=method, **where | {by: domain})
             if not values:
                 continue
+            for found in results.matching(measure=measure, method=method, reference="chance", **where | {by: domain}) if chance is not None else ():
+                if found["low"] is not None:
+                    axis.plot([chance + found["low"], chance + found["high"]], [row, row], color=marker(method)["color"], linewidth=2.4, solid_capstyle="butt")
             axis.plot(values, [row] * len(values), "o", color=marker(method)["color"], markersize=4, alpha=0.45, markeredgewidth=0)
             axis.plot(np.mean(values), row, **marker(method))
             if method in ("T", "Ind"):
                 axis.axvline(np.mean(values), color=marker(method)["color"], linewidth=1, linestyle=(0, (4, 3)), zorder=0)
-        axis.set(title=heading, xlabel=label)
+        _label(axis, heading, label, len(domains))
         axis.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.4g}")
     _rows(np.atleast_1d(axes)[0], [name(m) for m in methods])
     figure.suptitle(textwrap.fill(title, 66))
@@ -83,33 +89,34 @@ def effects(results: Results, *, measure: str, contrasts: list[tuple[str, str]],
         for row, (method, reference) in enumerate(contrasts):
             for found in results.matching(measure=measure, method=method, reference=reference, **where | {by: domain}):
                 _interval(axis, row, found, marker(method) | ({} if reference == "Ind" else {"marker": "P"}))
-        axis.set(title=heading, xlabel=label)
+        _label(axis, heading, label, len(domains))
         axis.xaxis.set_major_formatter(_points)
     _rows(np.atleast_1d(axes)[0], [f"{m} − {r}" if r != "Ind" else name(m) for m, r in contrasts])
     figure.suptitle(textwrap.fill(title, 66))
     return figure
 
 
-def profile(results: Results, *, measure: str, methods: list[str], rows: list[str], panels: dict[str, str], title: str, label: str,
-            reference: str = "Ind", row: str = "domain", panel: str = "pair", labels: list[str] | None = None, **where) -> Figure:
+def profile(results: Results, *, measure: str, methods: list[str], rows: list[str] | dict[str, dict], panels: dict[str, str], title: str, label: str,
+            reference: str = "Ind", row: str = "domain", panel: str = "pair", **where) -> Figure:
     """A panel a pair, a row a domain and in it a marker a method: the effect against `reference` with its 95 % interval, zero marked.
 
-    The reference "*" is each method's twin, taught by T*. With `row="condition"` rows are conditions, and `labels` name them.
+    The reference "*" is each method's twin, taught by T*. A dictionary of `rows` maps what a row is called to what selects its results.
     """
+    rows = rows if isinstance(rows, dict) else {of: {row: of} for of in rows}
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 1.6 + (0.16 * len(methods) + 0.1) * len(rows)), sharey=True, squeeze=False)
     for axis, (where_panel, heading) in zip(axes[0], panels.items()):
         axis.axvline(0, color="black", linewidth=1)
         for line in range(1, len(rows)):
             axis.axhline(line - 0.5, color="#dddddd", linewidth=0.8)
-        for line, of in enumerate(rows):
+        for line, of in enumerate(rows.values()):
             for k, method in enumerate(methods):
                 place = line + 0.8 * ((k + 0.5) / len(methods) - 0.5)
-                for found in results.matching(measure=measure, method=method, 
-                                             reference=f"{method}*" if reference == "*" else reference, **where | {row: of, panel: where_panel}):
+                for found in results.matching(measure=measure, method=method, reference=f"{method}*" if reference == "*" else reference,
+                                              **where | of | {panel: where_panel}):
                     _interval(axis, place, found, marker(method, 5.5), thin=True)
-        axis.set(title=heading, xlabel=label)
+        _label(axis, heading, label, len(panels))
         axis.xaxis.set_major_formatter(_points)
-    _rows(axes[0][0], labels or rows)
+    _rows(axes[0][0], list(rows))
     figure.legend([plt.Line2D([], [], **marker(m, 6)) for m in methods], [name(m) for m in methods], loc="outside lower center", ncols=len(methods))
     figure.suptitle(textwrap.fill(title, 66))
     return figure
@@ -249,6 +256,47 @@ def pictures(images: np.ndarray, captions: list[str], *, columns: int, rows: lis
     if title:
         figure.suptitle(textwrap.fill(title, 66))
     return figure
+
+
+HEAT = np.array([0.35, 0.05, 0.45])  # dark and of no method's colour, so that more heat is darker in greyscale too
+
+
+def maps(images: np.ndarray, heat: dict[str, np.ndarray], captions: dict[str, list[str]], *, names: list[str], rows: list[str], title: str) -> Figure:
+    """A row an image: the image (n, 3, h, w) uint8 and its name, then for each method its map (n, cells, cells), at least 0, laid over the
+    image in grey, with a caption under it.
+
+    The darker and the more violet, the more heat; the line is at half of a map's maximum. Maps are enlarged by linear interpolation. A map
+    that is all zero leaves the image as it is.
+    """
+    figure, axes = plt.subplots(len(images), 1 + len(heat), figsize=(WIDTH, 0.6 + len(images) * ((WIDTH - 0.9) / (1 + len(heat)) + 0.26)), squeeze=False)
+    side = 6 * images.shape[2]
+    for i, line in enumerate(axes):
+        grey = zoom(images[i].mean(0) / 255, side / images.shape[2], order=1, mode="nearest", grid_mode=True)
+        line[0].imshow(images[i].transpose(1, 2, 0), interpolation="nearest")
+        line[0].text(-0.08, 0.5, rows[i], transform=line[0].transAxes, ha="right", va="center", fontsize=10)
+        for axis, caption in zip(line, (names[i], *(captions[method][i] for method in heat))):
+            axis.text(0.5, -0.04, caption, transform=axis.transAxes, ha="center", va="top", fontsize=9)
+        for axis, found in zip(line[1:], heat.values()):
+            large = np.clip(zoom(found[i].astype(float), (side / found.shape[1], side / found.shape[2]), order=1, mode="nearest", grid_mode=True), 0, None)
+            large /= found[i].max() or 1
+            share = 0.85 * large[..., None]
+            axis.imshow(share * HEAT + (1 - share) * (0.5 + 0.5 * grey[..., None]))
+            if large.min() < 0.5 * large.max():
+                for color, width in ("white", 2.2), ("black", 1):
+                    axis.contour(large, levels=[0.5 * large.max()], colors=[color], linewidths=width)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, heading in zip(axes[0], ("image", *map(name, heat))):
+        axis.set_title(heading, fontsize=10)
+    figure.suptitle(textwrap.fill(title, 66))
+    return figure
+
+
+def _label(axis, heading: str, label: str, panels: int) -> None:
+    """A panel's heading and its axis' label, smaller where many stand side by side."""
+    size = 11 if panels < 4 else 9 if panels < 6 else 7
+    axis.set_title(heading, fontsize=size)
+    axis.set_xlabel(label, fontsize=size)
 
 
 def _points(x: float, _) -> str:

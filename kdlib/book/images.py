@@ -167,6 +167,19 @@ def numbers(name: str, value: str, low: float, high: float) -> list[float]:
     return found
 
 
+def layers(pair: Pair, role: str) -> tuple[str, str]:
+    """The student's and the teacher's layer that play a role: "map" (the last map), "hint" (those that Hint matches), or "1", "2", ... for
+    a place in depth among both networks' maps, 1 being the first."""
+    if role == "map":
+        return pair.student_layers.map, pair.teacher_layers.map
+    if role == "hint":
+        return pair.hint
+    maps = [[name for name in layers.depths if name not in (layers.flatten, "logits")] for layers in (pair.student_layers, pair.teacher_layers)]
+    if not role.isdigit() or not 1 <= int(role) <= min(map(len, maps)):
+        raise BookError(f"{pair.name} has its maps at map, hint and the depths 1 to {min(map(len, maps))}, and none at {role!r} (parameter layers)")
+    return tuple(names[int(role) - 1] for names in maps)
+
+
 def may_show(suite: Scenes | Photos, name: str) -> bool:
     """Whether pictures of a class may be published: drawn ones, and of photographs those classes that seldom show people."""
     return isinstance(suite, Scenes) or name in SHOWN
@@ -180,12 +193,16 @@ def suite(parameters: Mapping[str, object], *, held_out: bool = False) -> Scenes
     return Photos(p["source"], p["size"], unseen=(), folder=p["folder"] or None, limit=p["limit"] or None, held_out=held_out)
 
 
+def is_transformer(model: Model) -> bool:
+    """By its layer norms, so the likes of ConvNeXt count too."""
+    return any(isinstance(module, nn.LayerNorm) for module in shell(model.build).modules())
+
+
 def schedule(model: Model, epochs: int, batch: int) -> OneCycle:
-    """SGD, or AdamW for networks with layer norm (transformers and their like), in one cycle; SGD's rate goes with the batch. A network with
-    weights of its own is taken as it is."""
+    """SGD, or AdamW for transformers, in one cycle; SGD's rate goes with the batch. A network with weights of its own is taken as it is."""
     if model.weights:
         return OneCycle(0)
-    if any(isinstance(module, nn.LayerNorm) for module in shell(model.build).modules()):
+    if is_transformer(model):
         return OneCycle(epochs, batch, lr=2e-3, weight_decay=0.05, optimizer_name="adamw")
     return OneCycle(epochs, batch, lr=0.2 * batch / 128)
 

@@ -110,8 +110,9 @@ def provenance(results: Results) -> HTML:
     return table(["fact", "value"], rows, "Provenance")
 
 
-def say(*sentences: str) -> Markdown:
-    return Markdown(" ".join(s for s in sentences if s))
+def say(*sentences: str) -> Markdown | None:
+    """The sentences that are not empty, or None, which a notebook does not show."""
+    return Markdown(" ".join(said)) if (said := [s for s in sentences if s]) else None
 
 
 def typeset(text: str) -> str:

@@ -58,7 +58,7 @@ def ifgsm(net: nn.Module, x: Tensor, y: Tensor, *, eps: float | Sequence[float],
 def noise(x: Tensor, *, eps: float, generator: Generator) -> Tensor:
     """The control: each pixel of x moved by eps up or down at random, clipped to [0, 1]. ValueError as in `ifgsm`."""
     _pixels("noise", x, eps)
-    signs = 2 * torch.randint(2, x.shape, generator=generator, device=generator.device) - 1
+    signs = 2 * torch.randint(2, x.shape, generator=generator, device=generator.device, dtype=torch.int8) - 1
     return torch.add(x, signs.to(x), alpha=eps).clamp(0, 1)
 
 
@@ -99,7 +99,8 @@ def calibrate(net: nn.Module, x: Tensor, y: Tensor, *, rate: float = 0.85, steps
     low, high = 0, min(4, last)
     while (reached := share(high)) < rate:
         if high == last:
-            raise ValueError(f"calibrate: eps = {last / 4:g}/255 changes {reached:.3f} of the predictions, not {rate}")
+            raise ValueError(f"calibrate: eps = {last / 4:g}/255 changes {reached:.3f} of the predictions, not {rate}; "
+                             "ask for a lower rate, or name an eps")
         low, high = high, min(2 * high, last)
     while high - low > 1:
         middle = (low + high) // 2

@@ -11,6 +11,7 @@ from bs4 import BeautifulSoup
 
 from kdlib import stats
 from kdlib.book import ROOT, BookError, claims, results, text
+from kdlib.book.chapter import Chapter
 from kdlib.book.chapters import published, source, sources
 from kdlib.data.digits import DOMAINS, Digits
 from kdlib.distill import CRD, KL, Alone, Hint
@@ -142,6 +143,13 @@ def test_executed_notebooks_carry_no_clock_and_no_path(smoke, slug):
     assert "papermill" not in json.loads(body)["metadata"] and str(ROOT) not in body and str(smoke[0]) not in body
 
 
+def test_afresh_looks_into_no_archive(monkeypatch):
+    namespace = {name: p.default for name, p in source(SLUG).parameters.items()}
+    for order, there in ({}, True), ({"afresh": True}, False):
+        monkeypatch.setenv("KDLIB_RUN", json.dumps(order))
+        assert bool(Chapter(SLUG, namespace).store.archives) == there
+
+
 @pytest.mark.parametrize("body, message", [
     ("[]", "is not a results file"), ("{", "is not JSON"), ('{"chapter": "x", "provenance": {}, "records": [1], "effects": []}', "is not a results"),
     ('{"schema_version": 9, "chapter": "x", "provenance": {}, "records": [{"a": 1}], "effects": []}', "schema_version is 9")])
@@ -150,6 +158,10 @@ def test_damaged_results_are_one_clear_line(tmp_path, body, message):
     with pytest.raises(BookError, match=message) as error:
         results.read(tmp_path / "x.json")
     assert "\n" not in str(error.value)
+
+
+def test_nothing_to_say_shows_nothing():
+    assert text.say("", "") is None and text.say("One.", "", "Two.").data == "One. Two."
 
 
 def test_sources_are_clean_and_typed():

@@ -141,3 +141,28 @@ def test_the_chapters_ask_for_the_same_runs():
             one, two = first.values(profile, {}), other.values(profile, {})
             assert {n: one[n] for n in shared if n != "pairs"} == {n: two[n] for n in shared if n != "pairs"}, (other.slug, profile)
             assert set(map(str.strip, two["pairs"].split(","))) <= set(map(str.strip, one["pairs"].split(",")))
+
+
+def test_a_chapter_runs_on_a_folder_of_pictures_with_networks_of_timm(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    from kdlib.book import ROOT
+    from kdlib.book.results import read
+    from notebooks_command import kdlib
+
+    pair = "timm/resnet10t->timm/mnasnet_small"
+    assert not any(name.split("/")[1] in file.read_text() for name in pair.split("->") for file in (ROOT / "kdlib").rglob("*.py"))
+    random = np.random.default_rng(0)
+    for label, colour in ("apples", (200, 30, 30)), ("pears", (60, 180, 60)), ("plums", (90, 40, 140)):
+        (tmp_path / "pictures" / label).mkdir(parents=True)
+        for i in range(10):
+            pixels = np.clip(np.array(colour) + random.normal(0, 40, (40, 36, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / label / f"{i}.png")
+    done = kdlib("run", "unseen-domains", "--profile", "smoke", "-p", "source=imagefolder", "-p", f"folder={tmp_path / 'pictures'}", "-p", f"pairs={pair}",
+                 "-p", "limit=0", "-p", "seeds=1", "-p", "batch=12", "--out", tmp_path / "out", KDLIB_CACHE=str(tmp_path / "store"))
+    assert done.returncode == 0, done.stderr
+    found = read(tmp_path / "out" / "results" / "unseen-domains.json")
+    assert {r["domain"] for r in found.records} == {"photo", "grey", "edges", "low-pass", "high-pass", "shuffled", "all unseen"}
+    row = found.find(pair=pair, method="Hint", reference="Ind", domain="photo", measure="consensus")
+    assert row["n_items"] == 6 and row["n_seeds"] == 1 and row["flag"] == "fewer than 3 seeds"

@@ -278,7 +278,7 @@ def test_the_rate_is_reached_there_and_not_just_below():
 
 def test_calibrate_says_what_it_cannot_reach():
     x, y = separate([0.3] * 19 + [0.01])
-    with pytest.raises(ValueError, match=r"calibrate: eps = 64/255 changes 0.050 of the predictions, not 0.85$"):
+    with pytest.raises(ValueError, match=r"calibrate: eps = 64/255 changes 0.050 of the predictions, not 0.85; ask for a lower rate"):
         calibrate(THRESHOLD, x, y)
     assert calibrate(THRESHOLD, x, y, largest=0.31) == 307 / 4 / 255
     for rate in 0, 1.1:

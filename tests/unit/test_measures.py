@@ -24,8 +24,9 @@ ALONE = Run(data=SUITE, domains=("orig",), model=Model("mnistnet", {"size": 16})
 TAUGHT = Run(data=SUITE, domains=("orig",), model=Model("mnistnet", {"size": 16}), objective=KL(0.1, 0.9, 8), teacher=ALONE,
              schedule=Adadelta(1), seed="b")
 PLANES = Planes(SUITE, "color", count=3, resolution=5, images=2)
-ATTACK = Attack(ALONE, SUITE, "color", eps=0.2, step=0.05, steps=3, items=20, images=2)
-NOISE = Noise(SUITE, "color", eps=0.2, items=20, images=2)
+ATTACK = Attack(ALONE, SUITE, "color", eps=0.2, step_of_eps=0.25, steps=3, items=20, images=2)
+NOISE = Noise(ATTACK)
+FOUND = replace(ATTACK, eps=None, rate=0.6, calibrated_on=30)
 
 
 def network(seed):
@@ -115,9 +116,10 @@ def test_a_network_in_train_mode_has_no_divergence():
 
 @pytest.fixture
 def crafted(monkeypatch):
-    """An empty cache of this process, and the number of images in each crafting."""
+    """A process that has made and calibrated nothing yet, and the number of images in each crafting."""
     made, craft = [], adversarial.ifgsm
-    monkeypatch.setattr(measures, "_crafted", {})
+    monkeypatch.setattr(measures, "_made", {})
+    monkeypatch.setattr(measures, "_sizes", {})
     monkeypatch.setattr(adversarial, "ifgsm", lambda net, x, y, **settings: made.append(len(x)) or craft(net, x, y, **settings))
     return made
 
@@ -157,21 +159,58 @@ def test_a_process_crafts_an_attack_once_for_all_students(crafted):
     for seed in 1, 2, 3:
         Attacked(TAUGHT, ATTACK).compute(varied(seed), teacher)
     ATTACK.compute(teacher)
+    Attacked(TAUGHT, replace(ATTACK, images=0)).compute(varied(1), teacher)  # how many are pictured makes no difference
     assert crafted == [20]
     Attacked(TAUGHT, replace(ATTACK, eps=0.1)).compute(varied(1), teacher)
-    Attacked(TAUGHT, replace(ATTACK, images=0)).compute(varied(1), teacher)  # how many are pictured makes no difference
     assert crafted == [20, 20]
 
 
-def test_the_cache_keeps_the_latest_that_fit(crafted, monkeypatch):
-    net, attacks = varied(0), [replace(ATTACK, eps=e) for e in (0.1, 0.2, 0.3)]
-    monkeypatch.setattr(measures, "CRAFTED", 2 * 20 * 3 * 16 * 16 * 4)
-    for which, total in (0, 1), (1, 2), (0, 2), (2, 3), (0, 3), (1, 4), (2, 5):  # the third comes in place of the second
+def test_a_process_keeps_the_images_that_it_made_last(crafted):
+    net, attacks = varied(0), [replace(ATTACK, eps=e) for e in (0.1, 0.2)]
+    for which, total in (0, 1), (0, 1), (1, 2), (0, 3):
         found = attacks[which].draw("cpu", net)
-        assert len(crafted) == total and torch.equal(found, by_the_probe(net, eps=attacks[which].eps)), crafted.pop()
+        assert len(crafted) == total and torch.equal(found, by_the_probe(net, eps=attacks[which].eps, step=attacks[which].eps / 4)), crafted.pop()
         crafted.pop()  # the test's own
-    monkeypatch.setattr(measures, "CRAFTED", 0)
-    assert len(attacks[0].draw("cpu", net)) == 20 and len(measures._crafted) == 1
+    assert len(measures._made) == 1
+
+
+def test_an_eps_that_fools_the_network_at_a_rate(crafted):
+    net, (x, y) = varied(0), SUITE.test("color", "cpu")
+    wanted = adversarial.calibrate(net, x[:30], y[:30], rate=0.6, steps=3)
+    crafted.clear()
+    got = FOUND.compute(net)
+    assert got["eps"].shape == () and got["eps"] == wanted == FOUND.size(net)
+    assert torch.equal(FOUND.draw("cpu", net), by_the_probe(net, eps=wanted, step=wanted / 4))
+    half = replace(FOUND, scale=0.5)
+    assert half.compute(net)["eps"] == wanted / 2
+    assert torch.equal(half.draw("cpu", net), by_the_probe(net, eps=wanted / 2, step=wanted / 8))
+    assert replace(ATTACK, scale=0.5).compute(net)["eps"] == 0.1
+
+
+def test_a_process_calibrates_once_for_all_students_and_scales(crafted):
+    teacher = varied(0)
+    for attack in FOUND, replace(FOUND, scale=2), Noise(FOUND), replace(FOUND, items=10):
+        for seed in 1, 2:
+            Attacked(TAUGHT, attack).compute(varied(seed), teacher)
+    assert crafted.count(30) == len(crafted) - 3 > 3 and sorted(n for n in crafted if n != 30) == [10, 20, 20]
+    calibrated = crafted.count(30)
+    Attacked(TAUGHT, replace(FOUND, rate=0.5)).compute(varied(1), teacher)
+    assert crafted.count(30) > calibrated
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(eps=0.1, rate=0.5)])
+def test_an_attack_has_an_eps_or_a_rate(settings):
+    with pytest.raises(ValueError, match="attack: needs eps, or the rate"):
+        Attack(ALONE, SUITE, "color", **settings)
+
+
+def test_whose_rate_cannot_be_reached_says_so(crafted):
+    def blind(x):
+        return (x.flatten(1)[:, :10] * 0).requires_grad_()
+
+    blind.training = False
+    with pytest.raises(ValueError, match="calibrate: .* ask for a lower rate, or name an eps"):
+        FOUND.draw("cpu", blind)
 
 
 def test_the_pictures_are_those_that_the_networks_see(crafted):
@@ -184,39 +223,57 @@ def test_the_pictures_are_those_that_the_networks_see(crafted):
     assert len(replace(ATTACK, images=0).compute(net)["perturbed"]) == 0
 
 
-def test_noise_is_equal_for_all_networks_and_as_large_as_the_attack():
-    net, (x, _) = varied(0), SUITE.test("color", "cpu")
-    assert NOISE.runs == () and Attacked(TAUGHT, NOISE).runs == (TAUGHT,)
-    noisy = NOISE.draw("cpu")
-    assert torch.equal(noisy, NOISE.draw("cpu")) and len(noisy) == 20
+def test_noise_is_equal_for_all_networks_and_as_large_as_the_attack(crafted):
+    net, teacher, (x, _) = varied(1), varied(0), SUITE.test("color", "cpu")
+    assert NOISE.runs == (ALONE,) and Attacked(TAUGHT, NOISE).runs == (TAUGHT, ALONE)
+    noisy = NOISE.draw("cpu", teacher)
+    assert torch.equal(noisy, NOISE.draw("cpu", teacher)) and len(noisy) == 20 and not crafted
     inside = (x[:20] > 0.2) & (x[:20] < 0.8)
     torch.testing.assert_close((noisy - x[:20]).abs()[inside], torch.full((int(inside.sum()),), 0.2))
-    assert (Attacked(TAUGHT, NOISE).compute(net)["prediction"] == predict(net, noisy).numpy()).all()
-    got = NOISE.compute()
-    assert (got["perturbed"] == (noisy[:2] * 255).round().byte().numpy()).all() and len(got["clean"]) == 2
-    assert torch.equal(noisy[:5], replace(NOISE, items=5).draw("cpu")), "more items move no other's"
+    assert (Attacked(TAUGHT, NOISE).compute(net, teacher)["prediction"] == predict(net, noisy).numpy()).all()
+    got = NOISE.compute(teacher)
+    assert (got["perturbed"] == (noisy[:2] * 255).round().byte().numpy()).all() and len(got["clean"]) == 2 and got["eps"] == 0.2
+    assert torch.equal(noisy[:5], Noise(replace(ATTACK, items=5)).draw("cpu", teacher)), "more items move no other's"
+    found = Noise(FOUND)
+    assert found.compute(teacher)["eps"] == FOUND.size(teacher) and not torch.equal(found.draw("cpu", teacher), noisy)
 
 
-@pytest.mark.parametrize("change", [dict(run=TAUGHT), dict(data=Digits(limit=32)), dict(domain="M"), dict(eps=0.1), dict(step=0.1),
-                                    dict(steps=4), dict(items=None)])
+@pytest.mark.parametrize("change", [dict(run=TAUGHT), dict(data=Digits(limit=32)), dict(domain="M"), dict(eps=0.1),
+                                    dict(eps=None, rate=0.2), dict(scale=2), dict(step_of_eps=0.1), dict(steps=4), dict(items=None)])
 def test_every_setting_of_an_attack_is_in_the_key(change):
     assert Attacked(TAUGHT, ATTACK).key != Attacked(TAUGHT, replace(ATTACK, **change)).key
     assert ATTACK.key != replace(ATTACK, **change).key
+    assert Attacked(TAUGHT, NOISE).key != Attacked(TAUGHT, Noise(replace(ATTACK, **change))).key
+
+
+def test_a_rate_and_what_it_is_reached_on_are_in_the_key():
+    assert len({replace(FOUND, **change).key for change in ({}, dict(rate=0.7), dict(calibrated_on=31), dict(scale=0.5))}) == 4
 
 
 def test_keys_of_attacks_tell_what_differs_and_nothing_else():
     assert Attacked(TAUGHT, ATTACK).key == Attacked(TAUGHT, replace(ATTACK, images=0)).key != Attacked(ALONE, ATTACK).key
     assert replace(ATTACK, eps=1).key == replace(ATTACK, eps=1.0).key and ATTACK.key != replace(ATTACK, images=0).key
-    assert Attacked(TAUGHT, NOISE).key == Attacked(TAUGHT, replace(NOISE, images=0)).key != Attacked(TAUGHT, ATTACK).key
-    assert Attacked(TAUGHT, NOISE).key not in {Attacked(TAUGHT, replace(NOISE, **c)).key for c in (dict(eps=0.1), dict(items=5), dict(domain="M"))}
+    assert Attacked(TAUGHT, NOISE).key == Attacked(TAUGHT, Noise(replace(ATTACK, images=0))).key != Attacked(TAUGHT, ATTACK).key
     assert Attacked(TAUGHT, ATTACK).describe()["attack"]["run"] == ALONE.key
 
 
-def test_a_study_trains_whom_an_attack_is_made_for(crafted, tmp_path):
-    other = replace(ALONE, seed="c")
-    asked = [Attacked(TAUGHT, ATTACK), Attacked(ALONE, ATTACK), Attacked(TAUGHT, replace(ATTACK, run=other)), ATTACK]
+def test_a_study_trains_whom_an_attack_is_made_for_and_crafts_it_once(crafted, tmp_path):
+    other, second = replace(ALONE, seed="c"), replace(TAUGHT, seed="d")
+    made = [replace(ATTACK, run=run) for run in (ALONE, other)]
+    asked = [Attacked(student, attack) for student in (TAUGHT, ALONE, second) for attack in made] + [ATTACK, Attacked(TAUGHT, NOISE)]
     store = Store(tmp_path)
     with ThreadPoolExecutor(1) as executor:
         got = complete(asked, store, jobs=executor, progress=lambda line: None)
-    assert {kept.key for kept in store.folders() if kept.kind == "run"} == {ALONE.key, TAUGHT.key, other.key}
-    assert crafted == [20, 20] and all(got[a]["prediction"].shape == (20,) for a in asked[:3]) and got[ATTACK]["clean"].shape[0] == 2
+    assert {kept.key for kept in store.folders() if kept.kind == "run"} == {r.key for r in (ALONE, TAUGHT, other, second)}
+    assert crafted == [20, 20], "made for the first student, and for the second again"
+    assert all(got[a]["prediction"].shape == (20,) for a in asked[:6]) and got[ATTACK]["clean"].shape[0] == 2
+    store.remove(next(kept for kept in store.folders() if kept.key == asked[2].key))
+    with ThreadPoolExecutor(1) as executor:
+        again = complete(asked, store, jobs=executor, progress=lambda line: None)
+    assert (again[asked[2]]["prediction"] == got[asked[2]]["prediction"]).all()
+
+
+def test_what_is_costly_is_shared_by_all_that_ask_for_it():
+    asked = [ATTACK, replace(ATTACK, images=5), Attacked(TAUGHT, ATTACK), Attacked(ALONE, replace(ATTACK, images=0))]
+    assert len({m.shared for m in asked}) == 1 and ATTACK.shared not in {NOISE.shared, replace(ATTACK, scale=2).shared}
+    assert NOISE.shared == Attacked(TAUGHT, NOISE).shared and Predictions(ALONE, SUITE, "M").shared is None

@@ -1,0 +1,52 @@
+"""The chapter on adversarial images, from what it measured, by a route that does not use its code."""
+
+import numpy as np
+import pytest
+
+from kdlib import stats
+from kdlib.book import images, results
+from kdlib.measures import Attack, Attacked, Noise, Predictions
+from kdlib.store import Store
+
+
+def test_the_fooled_are_counted_as_the_measurements_say(smoke):
+    out, cache = smoke
+    found, store = results.read(out / "results" / "adversarial.json"), Store(cache)
+    given = found.provenance["parameters"]
+    study = images.Images(given, given["device"], given["dtype"])
+    pair, suite = study.pairs[0], study.suite
+    runs, label = study.arms(pair), suite.test(suite.seen, "cpu")[1].numpy()
+
+    def said(measure):
+        return store.read("measure", measure.key).arrays
+
+    def answers(method, attack=None):
+        return np.stack([said(Attacked(runs[method, s], attack) if attack else Predictions(runs[method, s], suite, suite.seen))["prediction"]
+                         for s in range(given["seeds"])])
+
+    attacks = {m: Attack(runs[m, 0], suite, suite.seen, rate=given["rate"]) for m in ("T", "T*")}
+    changed = {(of, m): answers(m, attacks[of]) != answers(m) for of in attacks for m in ("T", "T*", "Ind", "KL", "KL*")}
+    hit = {of: changed[of, of][0] for of in attacks}
+    assert all(given["rate"] <= h.mean() < 1 for h in hit.values()), "calibrated on the first 500, here all of them"
+
+    where = dict(pair=pair.name, domain=suite.seen)
+    for of, method, reference in ("T", "KL", "Ind"), ("T*", "KL", "Ind"), ("T", "KL", "KL*"), ("T*", "KL*", "KL"):
+        row = found.find(method=method, reference=reference, measure="fooled", condition={"images": of}, **where)
+        one, two = (changed[of, m][:, hit[of]] for m in (method, reference))
+        wanted = stats.effect(one, two, 1.0 if (of, reference) == ("T", "Ind") else None)
+        assert row["n_items"] == hit[of].sum() and row["transfer"] == pytest.approx(wanted.transfer)
+        assert [row[k] for k in ("effect", "low", "high")] == pytest.approx([wanted.effect, wanted.low, wanted.high])
+
+    row = found.find(method="KL", reference="Ind", measure="fooled, own minus foreign", **where)
+    lead = {m: changed["T", m][:, hit["T"]].mean(1) - changed["T*", m][:, hit["T*"]].mean(1) for m in ("KL", "Ind")}
+    assert row["n_items"] is None and row["effect"] == pytest.approx((lead["KL"] - lead["Ind"]).mean())
+
+    wrong = answers("KL", attacks["T"]) != label
+    assert found.values(method="KL", measure="fooled, by label", condition={"images": "T"}, **where) == pytest.approx(wrong[:, hit["T"]].mean(1))
+    noisy = answers("KL", Noise(attacks["T"])) != answers("KL")
+    assert found.values(method="KL", measure="fooled", condition={"images": "noise"}, **where) == pytest.approx(noisy[:, hit["T"]].mean(1))
+    same = changed["T", "KL"] & (answers("KL", attacks["T"]) == answers("T", attacks["T"])[:1])
+    assert found.values(method="KL", measure="fooled as T is", condition={"images": "T"}, **where) == pytest.approx(same[:, hit["T"]].mean(1))
+    half = Attack(runs["T", 0], suite, suite.seen, rate=given["rate"], scale=0.5)
+    assert found.values(method="Ind", measure="changed answers", condition={"images": "T", "eps": 0.5}, **where) == pytest.approx(
+        (answers("Ind", half) != answers("Ind")).mean(1))
