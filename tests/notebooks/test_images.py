@@ -15,7 +15,7 @@ from kdlib.measures import Predictions
 from kdlib.models import Model, network
 from kdlib.store import Store
 
-CHAPTERS = ("unseen-domains",)
+CHAPTERS = ("localization", "adversarial", "invariance", "unseen-domains")
 SMALL = {"limit": 40, "epochs": 1, "teacher_epochs": 1, "seeds": 3, "batch": 20, "negatives": 8, "pairs": "residual-4x1->residual-4x1*, plain-4x1->residual-4x1"}
 
 

@@ -93,6 +93,9 @@ def test_chapters_on_the_same_networks_share_them(keys):
     for profile in "smoke", "cpu", "real", "gpu":
         runs = {slug: {key for kind, key in others[slug][profile] if kind == "run"} for slug in CHAPTERS}
         assert runs[SLUG] and runs[SLUG] == runs["decision-boundary"] and runs["methods"] < runs[SLUG]
+        assert runs["localization"] and runs["localization"] == runs["adversarial"] == runs["unseen-domains"]
+        depths = runs["invariance"] - runs["localization"]  # its Hint students at other depths are its own
+        assert len(runs["invariance"] & runs["localization"]) > len(depths) > 0
 
 
 def chapter(tmp_path, *cells):
