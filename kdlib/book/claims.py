@@ -95,8 +95,8 @@ _ADVERSARIAL = (
 # Fig. 2, read off: KL at 67.2 and 59.2 % beside Ind's 50.3 and 50.2.
 _NEARER_MAPS = {"KL": (16.9, 9.0), "Hint": (2.6, 2.7), "CRD": (5.3, 17.4)}
 _LOCALIZATION = tuple(
-    Claim(chapter="localization", section="4.1, Fig. 2", says=f"{m}: the teacher's map is nearer to the distilled student's than to an independent one's",
-          method=m, reference="Ind2", measure="share nearer", domains=("photo", "scene"), data=_PHOTOGRAPHS, condition={},
+    Claim(chapter="localization", section="4.1, Fig. 2", method=m,
+          says=f"{m}: the teacher's map is nearer to the distilled student's than to an independent one's", reference="Ind2", measure="share nearer", domains=("photo", "scene"), data=_PHOTOGRAPHS, condition={},
           families=("ResNet50->ResNet18", "VGG19->VGG11"),
           paper={p: f"+{gain:.1f} (Fig. 2)" for p, gain in zip(("ResNet50->ResNet18", "VGG19->VGG11"), gains)},
           margin={"ResNet50->ResNet18": 0.169 / 4, "VGG19->VGG11": 0.09 / 4}) for m, gains in _NEARER_MAPS.items())

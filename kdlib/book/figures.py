@@ -65,7 +65,8 @@ def arms(results: Results, *, measure: str, methods: list[str], domains: dict[st
                 continue
             for found in results.matching(measure=measure, method=method, reference="chance", **where | {by: domain}) if chance is not None else ():
                 if found["low"] is not None:
-                    axis.plot([chance + found["low"], chance + found["high"]], [row, row], color=marker(method)["color"], linewidth=2.4, solid_capstyle="butt")
+                    axis.plot([chance + found["low"], chance + found["high"]], [row, row], color=marker(method)["color"], linewidth=2.4,
+                              solid_capstyle="butt")
             axis.plot(values, [row] * len(values), "o", color=marker(method)["color"], markersize=4, alpha=0.45, markeredgewidth=0)
             axis.plot(np.mean(values), row, **marker(method))
             if method in ("T", "Ind"):
@@ -268,17 +269,16 @@ def maps(images: np.ndarray, heat: dict[str, np.ndarray], captions: dict[str, li
     The darker and the more violet, the more heat; the line is at half of a map's maximum. Maps are enlarged by linear interpolation. A map
     that is all zero leaves the image as it is.
     """
-    figure, axes = plt.subplots(len(images), 1 + len(heat), figsize=(WIDTH, 0.6 + len(images) * ((WIDTH - 0.9) / (1 + len(heat)) + 0.26)), squeeze=False)
-    side = 6 * images.shape[2]
+    columns, side = 1 + len(heat), 6 * images.shape[2]
+    figure, axes = plt.subplots(len(images), columns, figsize=(WIDTH, 0.6 + len(images) * ((WIDTH - 0.9) / columns + 0.26)), squeeze=False)
     for i, line in enumerate(axes):
-        grey = zoom(images[i].mean(0) / 255, side / images.shape[2], order=1, mode="nearest", grid_mode=True)
+        grey = _enlarged(images[i].mean(0) / 255, side)
         line[0].imshow(images[i].transpose(1, 2, 0), interpolation="nearest")
         line[0].text(-0.08, 0.5, rows[i], transform=line[0].transAxes, ha="right", va="center", fontsize=10)
         for axis, caption in zip(line, (names[i], *(captions[method][i] for method in heat))):
             axis.text(0.5, -0.04, caption, transform=axis.transAxes, ha="center", va="top", fontsize=9)
         for axis, found in zip(line[1:], heat.values()):
-            large = np.clip(zoom(found[i].astype(float), (side / found.shape[1], side / found.shape[2]), order=1, mode="nearest", grid_mode=True), 0, None)
-            large /= found[i].max() or 1
+            large = _enlarged(found[i] / (found[i].max() or 1), side)
             share = 0.85 * large[..., None]
             axis.imshow(share * HEAT + (1 - share) * (0.5 + 0.5 * grey[..., None]))
             if large.min() < 0.5 * large.max():
@@ -290,6 +290,11 @@ def maps(images: np.ndarray, heat: dict[str, np.ndarray], captions: dict[str, li
         axis.set_title(heading, fontsize=10)
     figure.suptitle(textwrap.fill(title, 66))
     return figure
+
+
+def _enlarged(values: np.ndarray, side: int) -> np.ndarray:
+    """Values (h, w) on a square of `side` points, linear in between."""
+    return zoom(values, (side / values.shape[0], side / values.shape[1]), order=1, mode="nearest", grid_mode=True)
 
 
 def _label(axis, heading: str, label: str, panels: int) -> None:

@@ -470,8 +470,8 @@ def test_cosines_are_those_of_the_maps_before_rounding(how):
     net, teacher = digits_net(0), digits_net(1)
     ours, theirs = (Maps(run, SUITE, "M", items=12, **how) for run in (RUN, OTHER))
     found = MapCosine(ours, theirs).compute(net, teacher)["cosine"]
-    assert found.shape == (12,) and found.dtype == np.float32
-    np.testing.assert_array_equal(found, cosine(ours.of(net), theirs.of(teacher)).numpy())
+    assert found.shape == (12,) and found.dtype == np.float16
+    np.testing.assert_array_equal(found, cosine(ours.of(net), theirs.of(teacher)).half().numpy())
     stored = cosine(*(torch.from_numpy(m.compute(n)["map"]) for m, n in ((ours, net), (theirs, teacher)))).numpy()
     np.testing.assert_allclose(stored, found, atol=0.01)
     assert (stored != found).any()
