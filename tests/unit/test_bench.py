@@ -47,6 +47,12 @@ def test_every_question_is_answered_at_tiny_sizes(tmp_path):
     assert "these numbers mean nothing" in page
 
 
+def test_the_page_is_of_a_full_run():
+    page = (ROOT / "bench" / "RESULTS.md").read_text()
+    check(page, list(QUESTIONS.values()))
+    assert "mean nothing" not in page
+
+
 @pytest.mark.parametrize("name", [name for name, question in QUESTIONS.items() if needs(question)])
 def test_a_missing_peer_is_one_clear_line(tmp_path, name):
     peer = needs(QUESTIONS[name])[0]
