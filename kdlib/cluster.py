@@ -3,7 +3,7 @@
 The store is a folder that all workers see under one path, so that only descriptions travel: a student's worker reads
 the teacher where another worker wrote it, an entry's lock holds across machines, and what is finished has landed even
 if the caller is gone. Weights sent through the scheduler would be lost with the caller, and a teacher would travel once
-for each of its students and measurements. A worker computes one task at a time: a run's random streams are the process's.
+for each of its students and measurements. A worker computes one job of `kdlib.study` at a time: a run's random streams are the process's.
 """
 
 import asyncio
@@ -62,16 +62,16 @@ class _Workers(Executor):
         self.client, self.order, self.running, self.ended = client, order, {}, threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def submit(self, fn, /, task, *args):
+    def submit(self, fn, /, job, *args):
         future = Future()
-        self.running[future] = remote = self.client.submit(_perform, self.order, fn, task, *args, pure=False)
-        remote.add_done_callback(lambda remote: self._settle(future, *self._outcome(task, remote)))
+        self.running[future] = remote = self.client.submit(_perform, self.order, fn, job, *args, pure=False)
+        remote.add_done_callback(lambda remote: self._settle(future, *self._outcome(job, remote)))
         return future
 
     def shutdown(self, wait=True, *, cancel_futures=False):
         self.ended.set()  # what workers have begun they finish, and it lands in the store
 
-    def _outcome(self, task, remote):
+    def _outcome(self, job, remote):
         from distributed import KilledWorker
 
         if remote.status == "finished":
@@ -81,7 +81,7 @@ class _Workers(Executor):
         except (Exception, CancelledError) as lost:
             error = lost
         if isinstance(error, KilledWorker):
-            return None, ClusterError(f"{error.allowed_failures + 1} workers died one after another of {_name(task)} (out of memory?); "
+            return None, ClusterError(f"{error.allowed_failures + 1} workers died one after another of {_name(job)} (out of memory?); "
                                       "see their logs; what had finished is in the store")
         if remote.status == "cancelled":
             error = ClusterError(f"lost the scheduler at {self.client.scheduler.address}; what had finished is in the store")
@@ -107,20 +107,20 @@ class _Workers(Executor):
                         "and run it again: what had finished is in the store"))
 
 
-def _perform(order: dict, fn: Callable, task, *args):
-    """On a worker: one task, with the caller's folders."""
+def _perform(order: dict, fn: Callable, job: tuple, *args):
+    """On a worker: one job, with the caller's folders."""
     from distributed import get_worker
 
     try:
         _check(order, get_worker())
-        if key(describe(task)) != task.key:
+        if any(key(describe(task)) != task.key for task in job):
             raise ClusterError("its kdlib is not the caller's; install the same one everywhere")
     except ClusterError as error:
         raise ClusterError(f"worker {get_worker().address}: {error}") from None
     before = {name: os.environ.get(name) for name in order["folders"]}
     try:
         os.environ.update({name: before[name] or folder for name, folder in order["folders"].items()})  # the worker's own comes first
-        return fn(task, *args)
+        return fn(job, *args)
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
@@ -204,8 +204,9 @@ async def _identity(address: str) -> None:
             raise OSError("not a scheduler")
 
 
-def _name(task) -> str:
-    return f"{type(task).__name__} of {task.runs[0]}" if getattr(task, "runs", ()) else str(task)
+def _name(job: tuple) -> str:
+    first = f"{type(job[0]).__name__} of {job[0].runs[0]}" if getattr(job[0], "runs", ()) else str(job[0])
+    return first + (f" (or of {len(job) - 1} like it)" if len(job) > 1 else "")
 
 
 def _line(error: BaseException) -> str:

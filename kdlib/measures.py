@@ -76,8 +76,8 @@ class Pictures(Measure):
     version: ClassVar[int] = 1
 
     def compute(self):
-        x, y = (part[: self.items] for part in self.data.test(self.domain, "cpu"))
-        index = torch.isin(y, torch.tensor(self.classes, dtype=y.dtype)).nonzero()[:, 0]
+        x, y = self.data.test(self.domain, "cpu")
+        index = _pictured(y, self.items, self.classes)
         return {"index": index.to(torch.int32).numpy(), "image": _pixels(x[index])}
 
 
@@ -102,7 +102,8 @@ class Recolouring(Measure):
     times U[1 - strength, 1 + strength], hue turned by U[-hue, hue] of a full turn; with `step`, one of `augment.STEPS`, that one alone.
 
     All strengths and steps share their random numbers: an image is changed in one direction, only further or in part. The first draw is
-    the same whatever `draws`. `image` (k, 3, size, size) uint8 shows it on the first `images`.
+    the same whatever `draws`. `image` (k, 3, size, size) uint8 shows it on those of the first `images` whose class is one of `classes` (None:
+    any), which are `index` (k,).
     """
 
     data: object
@@ -112,6 +113,7 @@ class Recolouring(Measure):
     draws: int = 1
     step: str | None = None
     images: int = 0
+    classes: tuple[int, ...] | None = None
 
     version: ClassVar[int] = invariance.version
 
@@ -128,8 +130,9 @@ class Recolouring(Measure):
         return augment.only(drawn, self.step) if self.step else drawn
 
     def compute(self):
-        x = self.data.test(self.domain, "cpu")[0]
-        return {"image": _pixels(augment.jitter(x[: self.images], self.factors(len(x))[0, : self.images]))}
+        x, y = self.data.test(self.domain, "cpu")
+        index = _pictured(y, self.images, self.classes)
+        return {"index": index.to(torch.int32).numpy(), "image": _pixels(augment.jitter(x[index], self.factors(len(x))[0, index]))}
 
 
 @dataclass(frozen=True)
@@ -142,9 +145,7 @@ class Recoloured(Measure):
     version: ClassVar[int] = invariance.version
 
     def describe(self) -> dict:
-        whole = super().describe()
-        del whole["recolouring"]["images"]  # how many are pictured changes no prediction
-        return whole
+        return super().describe() | {"recolouring": replace(self.recolouring, images=0, classes=None).describe()}  # what is pictured changes no prediction
 
     def compute(self, net):
         r = self.recolouring
@@ -355,7 +356,7 @@ class Attack(Measure):
     With `rate` in the place of `eps`, eps is the smallest that changes this share of the network's predictions on the first
     `calibrated_on` images (`adversarial.calibrate`), so that an attack can be asked for before the network is trained. Either is
     multiplied by `scale`. What this comes to is kept as `eps` (). The images are too many to keep: `clean` and `perturbed`
-    (k, 3, size, size) uint8 show the first `images`.
+    (k, 3, size, size) uint8 show those of the first `images` whose class is one of `classes` (None: any), which are `index` (k,).
     """
 
     run: Run
@@ -369,6 +370,7 @@ class Attack(Measure):
     steps: int = 5
     items: int | None = None
     images: int = 0
+    classes: tuple[int, ...] | None = None
 
     version: ClassVar[int] = adversarial.version
 
@@ -381,7 +383,7 @@ class Attack(Measure):
 
     @property
     def unpictured(self) -> "Attack":
-        return replace(self, images=0)
+        return replace(self, images=0, classes=None)
 
     @property
     def shared(self):
@@ -391,7 +393,7 @@ class Attack(Measure):
         """eps; `net` is the network of `run`."""
         if self.eps is not None:
             return self.scale * self.eps
-        name = replace(self, scale=1, items=None, images=0).key
+        name = replace(self.unpictured, scale=1, items=None).key
         if name not in _sizes:
             x, y = (part[: self.calibrated_on] for part in self.data.test(self.domain, self.run.device))
             _sizes[name] = adversarial.calibrate(net, x, y, rate=self.rate, steps=self.steps, step_of_eps=self.step_of_eps)
@@ -454,7 +456,7 @@ class Attacked(Measure):
         return self.attack.shared
 
     def describe(self) -> dict:
-        return super().describe() | {"attack": self.attack.unpictured.describe()}  # how many are pictured changes no prediction
+        return super().describe() | {"attack": self.attack.unpictured.describe()}  # what is pictured changes no prediction
 
     def compute(self, net, target):
         return {"prediction": _small(accuracy.predict(net, self.attack.draw(self.run.device, target)))}
@@ -468,9 +470,16 @@ def _latest(images: Attack | Noise, make: Callable[[], torch.Tensor]) -> torch.T
 
 
 def _pictures(images: Attack | Noise, attack: Attack, net: torch.nn.Module) -> Arrays:
-    clean = attack.data.test(attack.domain, "cpu")[0][: attack.items][: attack.images]
-    perturbed = images.draw("cpu", net)[: attack.images] if attack.images else clean
-    return {"eps": np.array(attack.size(net)), "clean": _pixels(clean), "perturbed": _pixels(perturbed)}
+    x, y = (part[: attack.items] for part in attack.data.test(attack.domain, "cpu"))
+    index = _pictured(y, attack.images, attack.classes)
+    perturbed = images.draw("cpu", net)[index] if len(index) else x[index]
+    return {"eps": np.array(attack.size(net)), "index": index.to(torch.int32).numpy(), "clean": _pixels(x[index]), "perturbed": _pixels(perturbed)}
+
+
+def _pictured(labels: torch.Tensor, first: int, classes: tuple[int, ...] | None) -> torch.Tensor:
+    """Which of the first so many items are of these classes (None: of any)."""
+    labels = labels[:first]
+    return torch.arange(len(labels)) if classes is None else torch.isin(labels, torch.tensor(classes, dtype=labels.dtype)).nonzero()[:, 0]
 
 
 def _small(classes: torch.Tensor) -> np.ndarray:

@@ -297,6 +297,13 @@ def _enlarged(values: np.ndarray, side: int) -> np.ndarray:
     return zoom(values, (side / values.shape[0], side / values.shape[1]), order=1, mode="nearest", grid_mode=True)
 
 
+def nothing(text: str) -> Figure:
+    """In the place of a figure for which there is nothing to show."""
+    figure = plt.figure(figsize=(WIDTH, 0.6))
+    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=9)
+    return figure
+
+
 def _label(axis, heading: str, label: str, panels: int) -> None:
     """A panel's heading and its axis' label, smaller where many stand side by side."""
     size = 11 if panels < 4 else 9 if panels < 6 else 7

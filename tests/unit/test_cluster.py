@@ -26,7 +26,7 @@ from kdlib.data.digits import Digits
 from kdlib.distill import KL, Alone
 from kdlib.models import Model
 from kdlib.store import Store, digest
-from kdlib.measures import Measure, Predictions
+from kdlib.measures import Attack, Attacked, Measure, Predictions
 from kdlib.study import complete
 from kdlib.train import Adadelta, Run, TrainingError
 
@@ -123,7 +123,8 @@ def study(data):
     """A teacher, its student and an independent one, with their measurements."""
     runs = [dataclasses.replace(TEACHER, data=data), dataclasses.replace(STUDENT, data=data, teacher=dataclasses.replace(TEACHER, data=data)),
             dataclasses.replace(TEACHER, data=data, seed="student-0")]
-    return [Predictions(run, SMALL, domain) for run in runs for domain in ("orig", "color")]
+    attack = Attack(runs[0], SMALL, "orig", eps=0.1)  # made once: what asks for it is one job
+    return [*(Predictions(run, SMALL, domain) for run in runs for domain in ("orig", "color")), *(Attacked(run, attack) for run in runs)]
 
 
 def contents(store):
@@ -153,9 +154,9 @@ def test_a_cluster_gives_the_default_executors_results_bit_for_bit(two_workers, 
     monkeypatch.chdir(tmp_path)
     lines, store = [], Store(Path("relative"))
     got = complete(study(SMALL), store, jobs=two_workers, progress=lines.append)
-    assert contents(store) == contents(default) and len(contents(store)) == 9
-    assert lines[:2] == [f"2 workers at {two_workers}", "3 networks to train, 6 measurements to take"] and "3/3 trained" in lines[-1]
-    assert [a["prediction"].shape for a in got.values()] == [(96,)] * 6
+    assert contents(store) == contents(default) and len(contents(store)) == 12
+    assert lines[:2] == [f"2 workers at {two_workers}", "3 networks to train, 9 measurements to take"] and "3/3 trained" in lines[-1]
+    assert [a["prediction"].shape for a in got.values()] == [(96,)] * 9
 
 
 def test_a_worker_killed_in_mid_run_has_its_run_tried_again_until_none_is_left(default, tmp_path, monkeypatch):
