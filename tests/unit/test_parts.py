@@ -178,8 +178,8 @@ def test_a_student_of_another_copy_does_not_join(store, other):
     store.write("run", TEACHER.describe(), other.read("run", TEACHER.key).arrays, {})
     begun()
     run, _, first, _, second = conflict([T, KL], store)
-    assert (run, first) == (TEACHER.key[:8], f"run {run} of {store.root}") and second == f"measurement {KL.key[:8]} of {store.root}"
-    assert conflict([Distance(STUDENT, TEACHER)], store)[2::2] == (f"run {STUDENT.key[:8]} of {store.root}", first) and begun() == []
+    assert (run, first) == (TEACHER.key[:8], f"measurement {KL.key[:8]} of {store.root}") and second == f"run {run} of {store.root}"
+    assert conflict([Distance(STUDENT, TEACHER)], store)[2::2] == (f"run {STUDENT.key[:8]} of {store.root}", second) and begun() == []
 
 
 def test_what_another_process_measured_meanwhile_is_looked_at(store, other, tmp_path):
