@@ -25,7 +25,8 @@ class Claim:
 
     `method` - `reference` on `measure` lies on the side `side` of zero in each of `domains`, or of those that a run has, for each of
     its pairs (with `families`, those whose networks are of the families of one of these pairs of the paper). A `side` of 0 claims that
-    there is no difference. `paper` and `margin` go by the paper's pair where they name it, else by domain. `margin` is what still counts as no effect: a quarter of the paper's own KL effect on that measure and domain, else 0.02
+    there is no difference. `paper` and `margin` go by the paper's pair where they name it, else by domain. `margin` is what still
+    counts as no effect: a quarter of the paper's own KL effect on that measure and domain, else 0.02
     (a correlation: 0.1). `data` are the parameters that make a run one on the paper's data, or on photographs; a tuple allows several
     values. `condition` selects among effects that were measured under several.
     """
@@ -96,7 +97,8 @@ _ADVERSARIAL = (
 _NEARER_MAPS = {"KL": (16.9, 9.0), "Hint": (2.6, 2.7), "CRD": (5.3, 17.4)}
 _LOCALIZATION = tuple(
     Claim(chapter="localization", section="4.1, Fig. 2", method=m,
-          says=f"{m}: the teacher's map is nearer to the distilled student's than to an independent one's", reference="Ind2", measure="share nearer", domains=("photo", "scene"), data=_PHOTOGRAPHS, condition={},
+          says=f"{m}: the teacher's map is nearer to the distilled student's than to an independent one's", reference="Ind2",
+          measure="share nearer", domains=("photo", "scene"), data=_PHOTOGRAPHS, condition={},
           families=("ResNet50->ResNet18", "VGG19->VGG11"),
           paper={p: f"+{gain:.1f} (Fig. 2)" for p, gain in zip(("ResNet50->ResNet18", "VGG19->VGG11"), gains)},
           margin={"ResNet50->ResNet18": 0.169 / 4, "VGG19->VGG11": 0.09 / 4}) for m, gains in _NEARER_MAPS.items())

@@ -135,7 +135,8 @@ def _run(options) -> int:
         reach(options.scheduler)
     failed = []
     for chapter, values, profile, was in orders:
-        time = "from published measurements" if was else f"{_minutes(chapter.facts['minutes'].get(profile))} the first time"
+        minutes = chapter.facts["minutes"].get(profile)
+        time = "from published measurements" if was else "not timed yet" if minutes is None else f"{_minutes(minutes)} the first time"
         print(f"{chapter.slug}: {profile} profile, {time}", flush=True)
         out = Path(options.out or ROOT / "_build" / ("as-published" if was else profile)).resolve()
         try:
@@ -175,8 +176,10 @@ def _headline(options) -> None:
 def _weights(options) -> None:
     from kdlib.book.weights import choose
 
-    chapter = source("unseen-domains")
-    given = _pairs("-p", options.parameter)
+    for name, value in ("--seeds", options.seeds), ("--jobs", options.jobs):
+        if value is not None and value < 1:
+            raise BookError(f"{name} is at least 1, not {value}")
+    chapter, given = source("unseen-domains"), _pairs("-p", options.parameter)
     choose(chapter.values(options.profile, given), seeds=options.seeds, jobs=options.jobs, say=lambda line: print(line, flush=True))
 
 

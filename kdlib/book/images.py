@@ -69,8 +69,9 @@ class Images:
         common = dict(data=self.suite, device=self.device, dtype=self.dtype)
         star = None
         if pair.teacher.weights:  # trained elsewhere, whatever on: another one is trained here
-            star = Run(domains=domains[1], model=replace(pair.teacher, weights=None, file=None), objective=Alone(), seed="teacher-0",
-                       schedule=schedule(replace(pair.teacher, weights=None), p["teacher_epochs"], p["batch"]), **common)
+            untrained = replace(pair.teacher, weights=None, file=None)
+            star = Run(domains=domains[1], model=untrained, objective=Alone(), seed="teacher-0",
+                       schedule=schedule(untrained, p["teacher_epochs"], p["batch"]), **common)
         return study.arms(teacher=pair.teacher, student=pair.student, objectives=objectives, seeds=range(p["seeds"]),
                           teacher_domains=domains[0], teacher_star_domains=domains[1], student_domains=(self.suite.seen,),
                           schedule=schedule(pair.student, p["epochs"], p["batch"]),
@@ -86,7 +87,8 @@ class Images:
         given = [m for m, name in PARAMETERS.items() if self.parameters[name]]
         if len(given) == len(PARAMETERS):
             return "given"
-        return "chosen on held-out training pictures" if choice(pair, self.parameters) in self._chosen else "not chosen for this pair: common values"
+        chosen = choice(pair, self.parameters) in self._chosen
+        return ("chosen on held-out training pictures" if chosen else "not chosen for this pair: common values") + (f"; {', '.join(given)} given" if given else "")
 
     def on(self, domain: str) -> Scenes | Photos:
         """The suite that has this test domain: that of training wherever it does, so that chapters share what they measure."""
@@ -136,7 +138,7 @@ def accuracies(images: Images, results: Results, methods: Sequence[str], paper: 
 def recipes(images: Images) -> HTML:
     """The pairs' networks and loss weights."""
     rows = [[pair.name, *[f"{sum(p.numel() for p in model.build().parameters()) / 1e6:.2f}" for model in (pair.teacher, pair.student)],
-             *[f"{w:g}" for w in images.weights(pair).values()], images.source_of_weights(pair), ", ".join(f"{a} / {b}" for a, b in [pair.hint])]
+             *[f"{w:g}" for w in images.weights(pair).values()], images.source_of_weights(pair), " / ".join(pair.hint)]
             for pair in images.pairs]
     return text.table(["pair", "teacher, M parameters", "student, M parameters", "α of KL", "β of Hint", "β of CRD", "weights", "Hint's layers (student / teacher)"],
                       rows, "The pairs, and how their students were taught")

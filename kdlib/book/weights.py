@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 
@@ -60,7 +61,7 @@ def _words(found: dict) -> str:
 
 
 def _keep(choices: dict) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=images.WEIGHTS.parent, delete=False) as making:
-        json.dump(choices, making, indent=1, sort_keys=True)
-        making.write("\n")
-    os.replace(making.name, images.WEIGHTS)
+    with tempfile.TemporaryDirectory(dir=images.WEIGHTS.parent, prefix=".making-") as folder:
+        made = Path(folder, images.WEIGHTS.name)
+        made.write_text(json.dumps(choices, indent=1, sort_keys=True) + "\n")
+        os.replace(made, images.WEIGHTS)
