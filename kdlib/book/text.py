@@ -43,6 +43,19 @@ def transfer(effect: dict) -> str:
     return typeset(f"{effect['transfer']:.2f} [{effect['transfer_low']:.2f}, {effect['transfer_high']:.2f}]")
 
 
+def verdicts(judged: list[dict], section: str) -> HTML:
+    """The table of a chapter's claims: a row for each setting, the verdict with the first of a claim's."""
+    def rows(judgement):
+        settled = list(judgement["settled"].values())
+        several = f" ({settled.count('yes')} of {len(settled)})" if len(settled) > 1 else ""
+        for n, (where, effect) in enumerate(judgement["rows"].items()):
+            p = judgement["holm"][where]
+            yield [judgement["claim"].says, where, judgement["paper"][where], points(effect), "–" if p is None else f"{p:.2g}", "" if n else judgement["verdict"] + several]
+
+    return table(["claim", "where", "the paper's effect", "effect here", "p (Holm)", "verdict (borne out in)"], [row for judgement in judged for row in rows(judgement)],
+                 f"The claims of Sec. {section} and their verdicts, computed from the intervals (effects in points); a verdict is about direction, not size, and on a claim as a whole")
+
+
 def uncorrected(judged: list[dict]) -> str:
     """Which intervals clear of zero have a Holm-adjusted p above .05: a verdict looks at each by itself."""
     names = [f"{v['claim'].method} on {d}" for v in judged for d, row in v["rows"].items() if clear(row) and v["holm"][d] > 0.05]
