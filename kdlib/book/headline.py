@@ -7,10 +7,11 @@ from kdlib.book import results as results_file
 from kdlib.book.chapters import Source, contents, sources
 from kdlib.book.claims import CLAIMS, Claim, verdict
 from kdlib.book.results import Results
-from kdlib.book.text import count, effect, points, typeset
+from kdlib.book.text import count, effect, gains, points, typeset
 
 START, END = "<!-- found: written by `kdlib headline` and `kdlib publish`; do not edit -->", "<!-- end of found -->"
 NAMES = {"mnist": "MNIST", "bsds500": "BSDS500", "embedded": "scikit-learn's digits", "bundled": "bundled photographs"}
+FEW = 3  # settings of a claim, up to which each has a row of its own
 HEADER = ("claim of the paper", "where", "effect", "beyond the control", "the paper's effect", "verdict")
 
 
@@ -48,18 +49,30 @@ def _rows(claim: Claim, results: Results) -> list[tuple[str, ...]]:
         judged = verdict(claim, results)
     except KeyError:  # published before the claim was written down
         return [(claim.says, ", ".join(claim.domains), "–", "–", "–", "not tested (not in the published run)")]
+    if len(judged["rows"]) > FEW:
+        return [_together(claim, judged, results)]
     rows = []
     for domain, row in judged["rows"].items():
-        first = not rows
-        rows.append((claim.says if first else "", domain, effect(row, claim.unit), _beyond_control(claim, row, results),
+        first, beyond = not rows, _against_control(claim, row, results)
+        rows.append((claim.says if first else "", domain, effect(row, claim.unit), points(beyond) if beyond else "–",
                      typeset(judged["paper"][domain]), judged["verdict"] if first else ""))
     return rows
 
 
-def _beyond_control(claim: Claim, row: dict, results: Results) -> str:
+def _together(claim: Claim, judged: dict, results: Results) -> tuple[str, ...]:
+    """One row for a claim of many settings: the smallest and the largest effect, and in how many settings it is borne out."""
+    rows = judged["rows"]
+    ends = [f(rows, key=lambda where: rows[where]["effect"]) for f in (min, max)]
+    beyond = [e for row in rows.values() if (e := _against_control(claim, row, results))]
+    return (claim.says, count(len(rows), "setting"), "; ".join(f"{effect(rows[where], claim.unit)} ({typeset(where)})" for where in ends),
+            f"above zero in {sum(map(gains, beyond))} of {len(beyond)}" if beyond else "–", "in the chapter",
+            f"{judged['verdict']} ({list(judged['settled'].values()).count('yes')} of {len(rows)})")
+
+
+def _against_control(claim: Claim, row: dict, results: Results) -> dict | None:
     """The effect against the same student of T*, where there is one."""
     same = {name: row[name] for name in ("pair", "condition", "domain", "measure")}
-    return next((points(e) for e in results.matching(method=claim.method, reference=f"{claim.method}*", **same)), "–")
+    return next(iter(results.matching(method=claim.method, reference=f"{claim.method}*", **same)), None)
 
 
 def _basis(chapter: Source, claims: list[Claim], results: Results) -> str:

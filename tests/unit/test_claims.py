@@ -1,8 +1,11 @@
 """Verdicts are computed from intervals: by domain, by pair, and for claims that there is no difference."""
 
+import re
+
 import numpy as np
 import pytest
 
+from kdlib.book import text
 from kdlib.book.claims import Claim, paper_pair, settle, verdict, verdicts
 from kdlib.book.results import PROVENANCE, Results
 
@@ -67,3 +70,11 @@ def test_a_page_judges_the_claims_that_its_run_speaks_to(monkeypatch):
     monkeypatch.setattr(claims, "CLAIMS", (claim(), claim(families=("VGG19->VGG11",)), claim(chapter="y")))
     [only] = verdicts("x", results([("p->q", "d", 0.2, {}), ("p->q", "e", 0.0, {})]))
     assert only["holm"]["d"] < 0.001 and only["holm"]["e"] == 1.0
+
+
+def test_the_table_of_claims_gives_a_verdict_once_with_the_settings_that_bear_it_out(monkeypatch):
+    monkeypatch.setattr("kdlib.book.claims.CLAIMS", (claim(), claim(method="KL", domains=("f",), margin={"f": 0.05})))
+    judged = verdicts("x", results([("p->q", "d", 0.2, {}), ("p->q", "e", -0.2, {}), ("p->q", "f", 0.2, {})]))
+    cells = [re.findall(r"<td>(.*?)</td>", row) for row in text.verdicts(judged, "4.9").data.split("<tbody>")[1].split("</tr>")[:3]]
+    assert [(row[0], row[-1]) for row in cells] == [("d", "partly (1 of 2)"), ("e", ""), ("f", "replicated")]
+    assert all(float(row[3]) < 0.05 for row in cells) and "Sec. 4.9" in text.verdicts(judged, "4.9").data

@@ -114,6 +114,20 @@ def test_what_differs_is_said(book, given, said, unsaid):
     assert said in headline.found(root).replace("\N{NO-BREAK SPACE}", " ") and unsaid not in headline.found(root)
 
 
+def test_a_claim_of_many_settings_is_one_row(book, monkeypatch):
+    root, publish = book
+    monkeypatch.setattr(headline, "CLAIMS", (claims.Claim(says="KL gains", **CLAIM | {"domains": tuple("abcd"), "margin": dict.fromkeys("abcd", 0.02)}),))
+    results = publish()
+    for domain, gain in zip("abcd", (0.3, -0.2, 0.1, 0.0)):
+        spread = 0.01 * np.array([-1, 0, 1])
+        results.effect(0.5 + gain + spread, np.full(3, 0.5), pair="A->B", domain=domain, method="KL", against="Ind", measure="accuracy")
+        if domain in "ab":
+            results.effect(0.5 + gain + spread, np.full(3, 0.4), pair="A->B", domain=domain, method="KL", against="KL*", measure="accuracy")
+    results.write(root / "book" / "results" / "digits.json")
+    low, high = (points(results.find(method="KL", reference="Ind", domain=d)) for d in "ba")
+    assert headline.found(root).splitlines()[-1] == f"| KL gains | 4 settings | {low} (b); {high} (a) | above zero in 1 of 2 | in the chapter | partly (2 of 4) |"
+
+
 def test_only_what_stands_between_the_markers_changes(book):
     root, publish = book
     (root / "README.md").write_text(f"# Title\n\n{headline.START}\nold\n{headline.END}\nrest | of it\n")
