@@ -10,7 +10,7 @@ from kdlib.book.results import Results
 from kdlib.book.text import count, effect, gains, points, typeset
 
 START, END = "<!-- found: written by `kdlib headline` and `kdlib publish`; do not edit -->", "<!-- end of found -->"
-NAMES = {"mnist": "MNIST", "bsds500": "BSDS500", "embedded": "scikit-learn's digits", "bundled": "bundled photographs"}
+NAMES = {"imagenette-112": "Imagenette", "mnist": "MNIST", "bsds500": "BSDS500", "embedded": "scikit-learn's digits", "bundled": "bundled photographs"}
 FEW = 3  # settings of a claim, up to which each has a row of its own
 HEADER = ("claim of the paper", "where", "effect", "beyond the control", "the paper's effect", "verdict")
 
@@ -59,6 +59,14 @@ def _rows(claim: Claim, results: Results) -> list[tuple[str, ...]]:
     return rows
 
 
+def _settings(claim: Claim, results: Results) -> list[dict]:
+    """The effects that a claim's verdict rests on."""
+    try:
+        return list(verdict(claim, results)["rows"].values())
+    except KeyError:
+        return []
+
+
 def _together(claim: Claim, judged: dict, results: Results) -> tuple[str, ...]:
     """One row for a claim of many settings: the smallest and the largest effect, and in how many settings it is borne out."""
     rows = judged["rows"]
@@ -82,9 +90,11 @@ def _basis(chapter: Source, claims: list[Claim], results: Results) -> str:
                               if isinstance(given.get(name), str)))
     if given.get("limit"):
         data.append(f"the first {count(given['limit'], 'image')} of each split")
-    items = dict.fromkeys(count(e["n_items"], c.items) for c in claims for e in results.effects
-                          if (e["method"], e["reference"], e["measure"]) == (c.method, c.reference, c.measure) and e["n_items"])
-    parts = [*data, count(len(facts["seeds"]), "seed"), *items, f"profile `{facts['profile']}` on {facts['device']}"]
+    items = dict.fromkeys(c.items for c in claims)
+    numbers = {what: sorted({row["n_items"] for c in claims if c.items == what for row in _settings(c, results) if row["n_items"]}) for what in items}
+    pairs = list(dict.fromkeys(row["pair"] for c in claims for row in _settings(c, results)))
+    items = [count(n[0], what) if len(n) == 1 else f"{n[0]:,} to {count(n[-1], what)}" for what, n in numbers.items() if n]
+    parts = [*data, *pairs, count(len(facts["seeds"]), "seed"), *items, f"profile `{facts['profile']}` on {facts['device']}"]
     epochs, paper = given.get("epochs"), chapter.facts["profiles"].get("paper", {}).get("epochs")
     if epochs and paper and epochs != paper:
         parts.append(f"{count(epochs, 'epoch')} (the paper: {paper})")

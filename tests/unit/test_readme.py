@@ -41,17 +41,26 @@ def test_verdicts_and_effects_are_those_on_the_published_pages():
             for output in cell.get("outputs", []):
                 for table in BeautifulSoup(output.get("data", {}).get("text/html", ""), "html.parser").find_all("table"):
                     head, *rows = ([c.get_text() for c in row.find_all(["th", "td"])] for row in table.find_all("tr"))
-                    if head[0] == "claim":
-                        judged |= {(r[0], r[1]): (r[3], r[2], r[-1]) for r in rows}
-    found, says, verdict = {}, "", ""
+                    for says, where, paper, effect, _, verdict in rows if head[0] == "claim" else ():
+                        judged.setdefault(says, {})[where] = effect, paper.replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}"), verdict
+    found = {}
     for line in README.split(headline.START)[1].split(headline.END)[0].splitlines():
         if line.startswith("| ") and not line.startswith(("| ---", "| claim of")):
-            row = cells(line)
-            says, verdict = row[0] or says, row[5] or verdict
+            says, where, effect, _, paper, verdict = cells(line)
+            says, verdict = says or last[0], verdict or last[1]
+            last = says, verdict
             if not verdict.startswith("not tested (not in"):
-                found[says, row[1]] = (row[2], row[4], verdict)
-    assert found == {key: (effect, paper.replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}"), verdict)
-                     for key, (effect, paper, verdict) in judged.items()}
+                found.setdefault(says, {})[where] = effect, paper, verdict
+    assert found.keys() == judged.keys() and found
+    for says, rows in found.items():
+        on_page, verdicts = judged[says], [verdict for *_, verdict in judged[says].values() if verdict]
+        for where, (effect, paper, verdict) in rows.items():
+            if where.endswith("settings"):
+                assert int(where.split()[0]) == len(on_page) > headline.FEW and verdict == verdicts[0]
+                assert set(effect.split("; ")) <= {f"{theirs} ({at})" for at, (theirs, *_) in on_page.items()}
+            else:
+                assert (effect, paper) == on_page[where][:2] and {v.split(" (")[0] for v in verdicts} == {verdict.split(" (")[0]}
+                assert rows.keys() == on_page.keys()
 
 
 CLAIM = dict(chapter="digits", section="5", method="KL", reference="Ind", measure="accuracy", domains=("color",), margin={"color": 0.02},
@@ -92,7 +101,7 @@ def test_a_claim_is_a_row_and_its_basis_stands_above(book):
     effect, own = (points(results.find(method="KL", reference=r)) for r in ("Ind", "KL*"))
     paper = "+9.0\N{NO-BREAK SPACE}(Table\N{NO-BREAK SPACE}1)"
     assert headline.found(root).splitlines() == [
-        "**[About digits](book/chapters/digits.ipynb)** Sec. 5.1: MNIST; 3 seeds; 1,000 test images; profile `real` on a CPU; "
+        "**[About digits](book/chapters/digits.ipynb)** Sec. 5.1: MNIST; A->B; 3 seeds; 1,000 test images; profile `real` on a CPU; "
         "4 epochs (the paper: 14).",
         "",
         "| claim of the paper | where | effect | beyond the control | the paper's effect | verdict |",
@@ -102,7 +111,7 @@ def test_a_claim_is_a_row_and_its_basis_stands_above(book):
 
 @pytest.mark.parametrize("given, said, unsaid", [
     ({"epochs": 14}, "| replicated |", "epoch"),
-    ({"source": "embedded"}, "scikit-learn's digits; 3 seeds", "| replicated |"),
+    ({"source": "embedded"}, "scikit-learn's digits; A->B; 3 seeds", "| replicated |"),
     ({"source": "embedded"}, "| not tested (not the paper's data) |", "| replicated |"),
     ({"limit": 128}, "the first 128 images of each split", "| replicated |"),
     ({"arms": ("Ind", "KL")}, "] | – | +9.0", "KL*"),
