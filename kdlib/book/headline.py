@@ -39,42 +39,32 @@ def found(root: Path = ROOT) -> str:
 
 
 def _chapter(chapter: Source, claims: list[Claim], results: Results) -> str:
-    rows = [row for claim in claims for row in _rows(claim, results)]
+    judged = [(claim, _judged(claim, results)) for claim in claims]
+    rows = [row for claim, found in judged for row in _rows(claim, found, results)]
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in (HEADER, ["---"] * len(HEADER), *rows))
-    return f"**[{chapter.title}](book/chapters/{chapter.slug}.ipynb)** {_basis(chapter, claims, results)}\n\n{table}"
+    return f"**[{chapter.title}](book/chapters/{chapter.slug}.ipynb)** {_basis(chapter, judged, results)}\n\n{table}"
 
 
-def _rows(claim: Claim, results: Results) -> list[tuple[str, ...]]:
+def _judged(claim: Claim, results: Results) -> dict | None:
     try:
-        judged = verdict(claim, results)
-    except KeyError:  # published before the claim was written down
+        return verdict(claim, results)
+    except KeyError:  # published before the claim was written down, or without a pair that it is about
+        return None
+
+
+def _rows(claim: Claim, judged: dict | None, results: Results) -> list[tuple[str, ...]]:
+    """A row for each setting of a claim; one for all where they are more than `FEW`, with the smallest and the largest effect."""
+    if judged is None:
         return [(claim.says, ", ".join(claim.domains), "–", "–", "–", "not tested (not in the published run)")]
-    if len(judged["rows"]) > FEW:
-        return [_together(claim, judged, results)]
-    rows = []
-    for domain, row in judged["rows"].items():
-        first, beyond = not rows, _against_control(claim, row, results)
-        rows.append((claim.says if first else "", domain, effect(row, claim.unit), points(beyond) if beyond else "–",
-                     typeset(judged["paper"][domain]), judged["verdict"] if first else ""))
-    return rows
-
-
-def _settings(claim: Claim, results: Results) -> list[dict]:
-    """The effects that a claim's verdict rests on."""
-    try:
-        return list(verdict(claim, results)["rows"].values())
-    except KeyError:
-        return []
-
-
-def _together(claim: Claim, judged: dict, results: Results) -> tuple[str, ...]:
-    """One row for a claim of many settings: the smallest and the largest effect, and in how many settings it is borne out."""
-    rows = judged["rows"]
-    ends = [f(rows, key=lambda where: rows[where]["effect"]) for f in (min, max)]
-    beyond = [e for row in rows.values() if (e := _against_control(claim, row, results))]
-    return (claim.says, count(len(rows), "setting"), "; ".join(f"{effect(rows[where], claim.unit)} ({typeset(where)})" for where in ends),
-            f"above zero in {sum(map(gains, beyond))} of {len(beyond)}" if beyond else "–", "in the chapter",
-            f"{judged['verdict']} ({list(judged['settled'].values()).count('yes')} of {len(rows)})")
+    settings, beyond = judged["rows"], {where: _against_control(claim, row, results) for where, row in judged["rows"].items()}
+    if len(settings) > FEW:
+        ends = [f(settings, key=lambda where: settings[where]["effect"]) for f in (min, max)]
+        tried = [found for found in beyond.values() if found]
+        return [(claim.says, count(len(settings), "setting"), "; ".join(f"{effect(settings[where], claim.unit)} ({typeset(where)})" for where in ends),
+                 f"above zero in {sum(map(gains, tried))} of {len(tried)}" if tried else "–", "in the chapter",
+                 f"{judged['verdict']} ({list(judged['settled'].values()).count('yes')} of {len(settings)})")]
+    return [("" if n else claim.says, where, effect(row, claim.unit), points(beyond[where]) if beyond[where] else "–", typeset(judged["paper"][where]),
+             "" if n else judged["verdict"]) for n, (where, row) in enumerate(settings.items())]
 
 
 def _against_control(claim: Claim, row: dict, results: Results) -> dict | None:
@@ -83,16 +73,16 @@ def _against_control(claim: Claim, row: dict, results: Results) -> dict | None:
     return next(iter(results.matching(method=claim.method, reference=f"{claim.method}*", **same)), None)
 
 
-def _basis(chapter: Source, claims: list[Claim], results: Results) -> str:
-    """Data, seeds, items, machine and, where they are not the paper's, epochs."""
+def _basis(chapter: Source, judged: list[tuple[Claim, dict | None]], results: Results) -> str:
+    """Data, pairs, seeds, items, machine and, where they are not the paper's, epochs."""
     facts, given = results.provenance, results.provenance["parameters"]
-    data = list(dict.fromkeys(NAMES.get(given[name], given[name]) for claim in claims for name in claim.data
+    data = list(dict.fromkeys(NAMES.get(given[name], given[name]) for claim, _ in judged for name in claim.data
                               if isinstance(given.get(name), str)))
     if given.get("limit"):
         data.append(f"the first {count(given['limit'], 'image')} of each split")
-    items = dict.fromkeys(c.items for c in claims)
-    numbers = {what: sorted({row["n_items"] for c in claims if c.items == what for row in _settings(c, results) if row["n_items"]}) for what in items}
-    pairs = list(dict.fromkeys(row["pair"] for c in claims for row in _settings(c, results)))
+    rested_on = [(claim.items, row) for claim, found in judged if found for row in found["rows"].values()]
+    pairs = list(dict.fromkeys(row["pair"] for _, row in rested_on))
+    numbers = {what: sorted({row["n_items"] for kind, row in rested_on if kind == what and row["n_items"]}) for what, _ in rested_on}
     items = [count(n[0], what) if len(n) == 1 else f"{n[0]:,} to {count(n[-1], what)}" for what, n in numbers.items() if n]
     parts = [*data, *pairs, count(len(facts["seeds"]), "seed"), *items, f"profile `{facts['profile']}` on {facts['device']}"]
     epochs, paper = given.get("epochs"), chapter.facts["profiles"].get("paper", {}).get("epochs")

@@ -48,12 +48,12 @@ def verdicts(judged: list[dict], section: str) -> HTML:
     def rows(judgement):
         settled = list(judgement["settled"].values())
         several = f" ({settled.count('yes')} of {len(settled)})" if len(settled) > 1 else ""
-        for n, (where, effect) in enumerate(judgement["rows"].items()):
-            p = judgement["holm"][where]
-            yield [judgement["claim"].says, where, judgement["paper"][where], points(effect), "–" if p is None else f"{p:.2g}", "" if n else judgement["verdict"] + several]
+        for n, (where, found) in enumerate(judgement["rows"].items()):
+            claim, p = judgement["claim"], judgement["holm"][where]
+            yield [claim.says, where, judgement["paper"][where], effect(found, claim.unit), "–" if p is None else f"{p:.2g}", "" if n else judgement["verdict"] + several]
 
     return table(["claim", "where", "the paper's effect", "effect here", "p (Holm)", "verdict (borne out in)"], [row for judgement in judged for row in rows(judgement)],
-                 f"The claims of Sec. {section} and their verdicts, computed from the intervals (effects in points); a verdict is about direction, not size, and on a claim as a whole")
+                 f"The claims of Sec. {section} and their verdicts, computed from the intervals (effects in points, or as said); a verdict is on the claim as a whole, and about direction, not size")
 
 
 def uncorrected(judged: list[dict]) -> str:

@@ -1,5 +1,7 @@
 """The chapter on adversarial images, from what it measured, by a route that does not use its code."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -37,7 +39,7 @@ def test_the_fooled_are_counted_as_the_measurements_say(smoke):
         assert row["n_items"] == hit[of].sum() and row["transfer"] == pytest.approx(wanted.transfer)
         assert [row[k] for k in ("effect", "low", "high")] == pytest.approx([wanted.effect, wanted.low, wanted.high])
 
-    row = found.find(method="KL", reference="Ind", measure="fooled, own minus foreign", **where)
+    row = found.find(method="KL", reference="Ind", measure="fooled, own minus foreign", condition={}, **where)
     lead = {m: changed["T", m][:, hit["T"]].mean(1) - changed["T*", m][:, hit["T*"]].mean(1) for m in ("KL", "Ind")}
     assert row["n_items"] is None and row["effect"] == pytest.approx((lead["KL"] - lead["Ind"]).mean())
 
@@ -50,3 +52,18 @@ def test_the_fooled_are_counted_as_the_measurements_say(smoke):
     half = Attack(runs["T", 0], suite, suite.seen, rate=given["rate"], scale=0.5)
     assert found.values(method="Ind", measure="changed answers", condition={"images": "T", "eps": 0.5}, **where) == pytest.approx(
         (answers("Ind", half) != answers("Ind")).mean(1))
+
+    shown = tuple(i for i, name in enumerate(suite.names) if images.may_show(suite, name))
+    eps = {"T": said(replace(attacks["T"], images=12, classes=shown))["eps"], "T*": said(attacks["T*"])["eps"]}
+    sizes = sorted(map(float, given["curve"].split(",")))
+    size = min(sizes, key=lambda k: abs(np.log(k * eps["T"] / eps["T*"])))
+    beside = found.matching(method="KL", reference="Ind", measure="fooled", condition={"images": "T", "eps": size}, **where)
+    assert bool(beside) == (size != 1)
+    if beside:
+        scaled = replace(attacks["T"], scale=size)
+        moved = {m: answers(m, scaled) != answers(m) for m in ("T", "Ind", "KL")}
+        fooled = moved["T"][0]
+        assert beside[0]["n_items"] == fooled.sum() and beside[0]["effect"] == pytest.approx((moved["KL"] * 1.0 - moved["Ind"])[:, fooled].mean())
+        [row] = found.matching(method="KL", reference="Ind", measure="fooled, own minus foreign", condition={"eps": size}, **where)
+        lead = {m: c[:, fooled].mean() - changed["T*", m][:, hit["T*"]].mean() for m, c in moved.items()}
+        assert row["effect"] == pytest.approx(lead["KL"] - lead["Ind"])
