@@ -1,6 +1,7 @@
 """Sentences and tables whose words depend on numbers."""
 
 import html
+import re
 from collections.abc import Sequence
 
 from IPython.display import HTML, Markdown
@@ -83,12 +84,17 @@ def listed(names: Sequence[str], none: str) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names) or none
 
 
+def _cell(text: str) -> str:
+    """Escaped, and a pair of networks broken only behind its arrow."""
+    return re.sub(r"(\S+-&gt;)([^\s,;:]+)", r'<span class="kdlib-name">\1</span><wbr><span class="kdlib-name">\2</span>', html.escape(text))
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> HTML:
     """A table with a caption, whose first column names its rows. A row that repeats the name above leaves it out."""
     def row(cells, before):
-        name = "" if before and before[0] == cells[0] else html.escape(cells[0])
-        first = f'<tr{" class=first" if name else ""}><th scope="row">{name or f"<span class=again>{html.escape(cells[0])}</span>"}</th>'
-        return first + "".join(f"<td>{html.escape(c)}</td>" for c in cells[1:]) + "</tr>"
+        name = "" if before and before[0] == cells[0] else _cell(cells[0])
+        first = f'<tr{" class=first" if name else ""}><th scope="row">{name or f"<span class=again>{_cell(cells[0])}</span>"}</th>'
+        return first + "".join(f"<td>{_cell(c)}</td>" for c in cells[1:]) + "</tr>"
 
     head = "".join(f'<th scope="col">{html.escape(h)}</th>' for h in header)
     body = "".join(row(r, before) for r, before in zip(rows, [None, *rows]))

@@ -78,3 +78,9 @@ def test_the_table_of_claims_gives_a_verdict_once_with_the_settings_that_bear_it
     cells = [re.findall(r"<td>(.*?)</td>", row) for row in text.verdicts(judged, "4.9").data.split("<tbody>")[1].split("</tr>")[:3]]
     assert [(row[0], row[-1]) for row in cells] == [("d", "partly (1 of 2)"), ("e", ""), ("f", "replicated")]
     assert all(float(row[3]) < 0.05 for row in cells) and "Sec. 4.9" in text.verdicts(judged, "4.9").data
+
+
+def test_a_table_breaks_pairs_behind_the_arrow_alone_and_escapes_the_rest():
+    made = text.table(["pair", "x"], [["a-1->b-2", "<i>"], ["plain", "a->b, c->d"]], "t").data
+    assert '<th scope="row"><span class="kdlib-name">a-1-&gt;</span><wbr><span class="kdlib-name">b-2</span></th><td>&lt;i&gt;</td>' in made
+    assert re.sub(r"<[^>]+>", "", made.split("<tbody>")[1]) == "a-1-&gt;b-2&lt;i&gt;plaina-&gt;b, c-&gt;d"
