@@ -74,6 +74,7 @@ def _place(slug: str, chapters_dir: Path, source: Path) -> None:
         return
     read_notebook(executed)  # or one line about it
     notebook = json.loads(executed.read_text())
+    _still(notebook)
     tagged = {tag: cell for cell in notebook["cells"] for tag in cell["metadata"].get("tags", [])}
     if "injected-parameters" in tagged:  # what the page was run with is shown, the defaults are folded
         tagged["parameters"]["metadata"]["tags"].append("hide-input")
@@ -86,6 +87,17 @@ def _place(slug: str, chapters_dir: Path, source: Path) -> None:
         cell_id = {"id": "results"} if notebook["nbformat_minor"] >= 5 else {}
         notebook["cells"].append({"cell_type": "markdown", "metadata": {}, "source": text} | cell_id)
     (source / "chapters" / f"{slug}.ipynb").write_text(json.dumps(notebook))
+
+
+def _still(notebook: dict) -> None:
+    """Leave out what needs a kernel: widgets, save for what they show without one."""
+    widget = "application/vnd.jupyter.widget-view+json"
+    notebook["metadata"].pop("widgets", None)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell["outputs"] = [o for o in cell["outputs"] if widget not in o.get("data", {}) or "text/html" in o["data"]]
+            for output in cell["outputs"]:
+                output.get("data", {}).pop(widget, None)
 
 
 def _jupyter_book(source: Path, work: Path) -> Path:
