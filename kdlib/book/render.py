@@ -12,8 +12,10 @@ from urllib.parse import unquote, urlsplit
 
 from bs4 import BeautifulSoup, Tag
 
-from kdlib.book import ROOT, BookError
+from kdlib.book import ROOT, BookError, downloads, landing
+from kdlib.book import results as results_file
 from kdlib.book.chapters import contents, read_notebook, sources
+from kdlib.book.results import Results
 
 BOOK = ROOT / "book"
 
@@ -53,8 +55,8 @@ def render(chapters_dir: Path | None, out: Path) -> Path:
     with TemporaryDirectory(prefix=".render-", dir=out.parent) as work:
         source = Path(work, "source")
         shutil.copytree(BOOK, source, ignore=shutil.ignore_patterns("chapters", "results"))
-        for slug in contents():
-            _place(slug, chapters_dir, source)
+        found = {slug: results for slug in contents() if (results := _place(slug, chapters_dir, source))}
+        landing.place(found, source / "generated")
         html = _jupyter_book(source, Path(work))
         if problems := check_html(html):
             raise RenderError("\n".join(problems[:10]))
@@ -64,28 +66,26 @@ def render(chapters_dir: Path | None, out: Path) -> Path:
     return out
 
 
-def _place(slug: str, chapters_dir: Path, source: Path) -> None:
-    """Put a chapter into the source folder: its executed notebook with a link to its results, or a stub."""
+def _place(slug: str, chapters_dir: Path, source: Path) -> Results | None:
+    """Put a chapter into the source folder: its executed notebook with its downloads, or a stub. Its results, if it has any."""
     (source / "chapters").mkdir(exist_ok=True)
     executed = chapters_dir / f"{slug}.ipynb"
     if not executed.exists():
         title = sources()[slug].title if slug in sources() else slug.replace("-", " ").capitalize()
         (source / "chapters" / f"{slug}.md").write_text(STUB.format(slug=slug, title=title))
-        return
+        return None
     read_notebook(executed)  # or one line about it
     notebook = json.loads(executed.read_text())
     tagged = {tag: cell for cell in notebook["cells"] for tag in cell["metadata"].get("tags", [])}
     if "injected-parameters" in tagged:  # what the page was run with is shown, the defaults are folded
         tagged["parameters"]["metadata"]["tags"].append("hide-input")
     stores = (chapters_dir / "results", chapters_dir.parent / "results")
-    results = next((path for store in stores if (path := store / f"{slug}.json").exists()), None)
-    if results:
-        (source / "results").mkdir(exist_ok=True)
-        shutil.copy(results, source / "results")
-        text = f"Every number of this page: {{download}}`{slug}.json <../results/{slug}.json>`, {{ref}}`explained <results-file>`."
-        cell_id = {"id": "results"} if notebook["nbformat_minor"] >= 5 else {}
-        notebook["cells"].append({"cell_type": "markdown", "metadata": {}, "source": text} | cell_id)
+    path = next((path for store in stores if (path := store / f"{slug}.json").exists()), None)
+    found = results_file.read(path) if path else None
+    cell_id = {"id": "downloads"} if notebook["nbformat_minor"] >= 5 else {}
+    notebook["cells"].append({"cell_type": "markdown", "metadata": {}, "source": downloads.place(executed, path, found, source)} | cell_id)
     (source / "chapters" / f"{slug}.ipynb").write_text(json.dumps(notebook))
+    return found
 
 
 def _jupyter_book(source: Path, work: Path) -> Path:

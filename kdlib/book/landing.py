@@ -1,0 +1,247 @@
+"""The parts of the prose pages that are computed: the landing page's figure of the headline effects with what they say and rest on,
+the edition's date, the citation, the data's makers and terms."""
+
+import datetime
+import re
+import textwrap
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import yaml
+from matplotlib.figure import Figure
+
+from kdlib.book import ROOT, figures
+from kdlib.book.chapters import sources
+from kdlib.book.claims import CLAIMS
+from kdlib.book.headline import against_control, basis, judge
+from kdlib.book.results import Results
+from kdlib.book.text import count, gains, listed, points
+
+METHODS = ("KL", "Hint", "CRD")
+WORDS = {"orig": "plain digits (both saw them)", "color": "coloured digits", "M": "digits over photographs"}
+NOTHING = "This copy of the book holds no results yet. The commands at the end of this page make some.\n"
+
+
+def citation(root: Path = ROOT) -> str:
+    """BibTeX of the book, as CITATION.cff has it, and of the paper."""
+    cff = yaml.safe_load((root / "CITATION.cff").read_text())
+    authors = " and ".join(f"{{{a['name']}}}" if "name" in a else f"{a['family-names']}, {a['given-names']}" for a in cff["authors"])
+    fields = {"title": cff["title"], "author": authors, "year": str(cff["date-released"])[:4], "version": cff["version"],
+              "url": cff.get("repository-code")}
+    own = "".join(f"  {name:<8}= {{{value}}},\n" for name, value in fields.items() if value)
+    paper = re.search(r"@\w+\{ojha2023,.*?^\}\n", (root / "book" / "references.bib").read_text(), re.DOTALL | re.MULTILINE)
+    return f"```bibtex\n@software{{kdlib,\n{own}}}\n\n{paper[0]}```\n"
+
+
+def data(root: Path = ROOT) -> str:
+    """The table of data sets, their makers and terms, as README.md has it."""
+    return re.search(r"^\| data \| made by .*?(?=\n\n)", (root / "README.md").read_text(), re.DOTALL | re.MULTILINE)[0] + "\n"
+
+
+class Property(NamedTuple):
+    """One property on the landing page: where it is measured, and in words that follow "a student"."""
+
+    chapter: str
+    measure: str
+    says: str
+
+
+PROPERTIES = (
+    Property("localization", "share nearer", "looks where its teacher looks"),
+    Property("adversarial", "fooled", "is fooled by what fools its teacher"),
+    Property("invariance", "agreement", "keeps its answer when colours change"),
+    Property("unseen-domains", "consensus", "answers like its teacher on unfamiliar pictures"),
+    Property("domain-adaptation", "accuracy", "knows what only its teacher saw"),
+    Property("decision-boundary", "boundary agreement", "draws its boundary where its teacher does"),
+)
+
+
+class Row(NamedTuple):
+    """A property in one setting: effects against the independent twin and against the control (T*'s student), by method."""
+
+    of: Property
+    domain: str
+    pair: str
+    twin: dict[str, dict]
+    control: dict[str, dict]
+
+
+def place(found: dict[str, Results], folder: Path) -> None:
+    """Write found.md, and found.png where there is something to draw, into a folder of the book's source."""
+    folder.mkdir(exist_ok=True)
+    shown = rows(found)
+    if shown:
+        with plt.rc_context():
+            figures.use_style()
+            figure = draw(shown)
+            figure.savefig(folder / "found.png", dpi=200, metadata={"Software": None})
+            plt.close(figure)
+    (folder / "found.md").write_text(page(shown, found, folder.name) if shown else NOTHING)
+    (folder / "edition.md").write_text(edition(found))
+    (folder / "citation.md").write_text(citation())
+    (folder / "data.md").write_text(data())
+
+
+def edition(found: dict[str, Results]) -> str:
+    """'Edition of 25 November 2026.', the day on which the newest of the results was computed; nothing where there are none."""
+    starts = [results.provenance["start"] for results in found.values() if results.provenance["start"]]
+    if not starts:
+        return ""
+    day = max(map(datetime.datetime.fromisoformat, starts))
+    return f"Edition of {day.day} {day:%B %Y}, the day of its newest results.\n"
+
+
+def rows(found: dict[str, Results]) -> list[Row]:
+    """A row for each property and setting that the paper makes a claim about, of the first pair that was run."""
+    made = []
+    for of in PROPERTIES:
+        if of.chapter in found:
+            settings: dict[tuple, Row] = {}
+            for claim in CLAIMS:
+                if (claim.chapter, claim.measure) == (of.chapter, of.measure) and claim.method in METHODS and claim.reference in ("Ind", "Ind2"):
+                    for effect in (judge(claim, found[of.chapter]) or {"rows": {}})["rows"].values():
+                        row = settings.setdefault((effect["pair"], effect["domain"]), Row(of, effect["domain"], effect["pair"], {}, {}))
+                        if effect["effect"] is not None and row.twin.setdefault(claim.method, effect) is effect:
+                            if control := against_control(claim, effect, found[of.chapter]):
+                                row.control[claim.method] = control
+            made += [row for row in settings.values() if row.twin and row.pair == next(iter(settings))[0]]
+    return made
+
+
+def handed_on(shown: list[Row], method: str, panel: str = "twin") -> tuple[int, int]:
+    """Of how many properties the interval lies above zero in every setting, and of how many there are effects."""
+    tried: dict[Property, list[bool]] = {}
+    for row in shown:
+        if method in (effects := getattr(row, panel)):
+            tried.setdefault(row.of, []).append(gains(effects[method]))
+    return sum(map(all, tried.values())), len(tried)
+
+
+def tally(shown: list[Row], panel: str = "twin") -> str:
+    """'KL hands on 4 of 6 properties, Hint 4 of 6, CRD none of 6'."""
+    counts = {m: handed_on(shown, m, panel) for m in METHODS}
+    parts = [f"{n or 'none'} of {of}" for n, of in counts.values() if of]
+    names = [m for m, (_, of) in counts.items() if of]
+    if not parts:
+        return ""
+    first, *rest = zip(names, parts)
+    return ", ".join([f"{first[0]} hands on {first[1]} properties", *(f"{name} {part}" for name, part in rest)])
+
+
+def few(shown: list[Row]) -> bool:
+    return all(effect["low"] is None for row in shown for effect in row.twin.values())
+
+
+def title(shown: list[Row]) -> str:
+    return "Too few seeds for a finding" if few(shown) else tally(shown)
+
+
+def draw(shown: list[Row]) -> Figure:
+    """A row for each setting, in it a marker a method with its 95 % interval; the second panel is against T*'s students."""
+    headings, labels, height = _labels(shown)
+    panels = {"twin": "minus its independent twin"} | ({"control": "minus its twin of teacher T*"} if any(r.control for r in shown) else {})
+    values = [effect["effect"] for row in shown for panel in panels for effect in getattr(row, panel).values()]
+    low, high = min(0, *values) - 0.12, max(0, *values) + 0.12
+    figure, axes = plt.subplots(1, len(panels), figsize=(figures.WIDTH, 1.5 + 0.42 * height), sharex=True, sharey=True, squeeze=False)
+    for axis, (panel, heading) in zip(axes[0], panels.items()):
+        axis.axvline(0, color="black", linewidth=1)
+        for line, row in zip(labels, shown):
+            for k, method in enumerate(METHODS):
+                if method in (effects := getattr(row, panel)):
+                    _interval(axis, line + 0.25 * (k - 1), effects[method], figures.marker(method, 6), low, high)
+        axis.set_title(heading)
+        axis.set(xlabel="difference, points", xlim=(low, high), ylim=(height, -0.1))
+        axis.tick_params(axis="y", length=0)
+        axis.xaxis.set_major_formatter(figures.points)
+    axes[0][0].set_yticks([*headings, *labels], [*headings.values(), *labels.values()])
+    for label in axes[0][0].get_yticklabels()[:len(headings)]:
+        label.set_fontweight("bold")
+    figure.legend([plt.Line2D([], [], **figures.marker(m, 6)) for m in METHODS], METHODS, loc="outside lower center", ncols=len(METHODS))
+    figure.suptitle(textwrap.fill(title(shown), 66))
+    return figure
+
+
+def _labels(shown: list[Row]) -> tuple[dict[float, str], dict[float, str], float]:
+    """Where properties with several settings have their headings, where each setting has its row, both with their words; and the height of
+    all, counted in rows."""
+    headings, labels, top = {}, {}, 0.0
+    for of, group in groupby(shown, lambda row: row.of):
+        settings = list(group)
+        if len(settings) > 1:
+            text = textwrap.fill(f"{of.says}:", 30)
+            tall = 0.45 * (text.count("\n") + 1)
+            headings[top + tall / 2] = text
+            top += tall
+        for row in settings:
+            text = textwrap.fill(WORDS.get(row.domain, row.domain) if len(settings) > 1 else of.says, 30)
+            labels[top + 0.5] = text
+            top += 1
+        top += 0.2
+    return headings, labels, top
+
+
+def _interval(axis, line: float, effect: dict, style: dict, low: float, high: float) -> None:
+    """An effect with its interval; an arrow where the interval goes on beyond the panel."""
+    if effect["low"] is not None:
+        axis.plot([max(effect["low"], low), min(effect["high"], high)], [line, line], color=style["color"], linewidth=1.6, solid_capstyle="butt")
+        for beyond, edge, arrow in (effect["low"] < low, low, "<"), (effect["high"] > high, high, ">"):
+            if beyond:
+                axis.plot(edge, line, arrow, color=style["color"], markersize=5, clip_on=False)
+    axis.plot(effect["effect"], line, **style)
+
+
+CAPTION = """\
+What a distilled student takes over, in percentage points. Left: the student minus its independent twin (same initial weights, same images, no teacher; where
+maps are compared, minus a second independent student). Right: minus the same student of T\\*, a teacher without the property, or another one where every teacher has it. Bars are 95 % intervals over seeds and test
+items; an arrow means that the interval goes on. A property counts as handed on if the interval lies above zero in each of its settings."""
+
+ALT = """\
+{title}. Two panels, differences in percentage points with 95 % intervals: a student minus its independent twin, and minus its twin of teacher T*. {rows} A table
+below holds every value."""
+
+
+def page(shown: list[Row], found: dict[str, Results], folder: str) -> str:
+    """Markdown: the figure, what it says, and, folded, its numbers and what they rest on."""
+    chapters, lines = sources(), [f":::{{figure}} {folder}/found.png\n:name: fig-found\n:width: 740px\n:alt: {_alt(shown)}\n\n{CAPTION}\n:::", ""]
+    if not few(shown) and (against := tally(shown, "control")):
+        lines.append(f"- **Against the control** (right) {against}. Only what is left there is owed to the teacher's own property, and not to soft targets as such.")
+    lines += [f"- {text}" for text in (_verdicts(found), _stand_in(found)) if text]
+    lines += ["", "::::{dropdown} The numbers of this figure, and what they rest on", ":::{table} Effects in points, with 95 % intervals", ":name: table-found", "",
+              "| a student … | where | " + " | ".join(f"{m}, minus {r}" for r in ("the twin", "T\\*'s") for m in METHODS) + " |", "|---" * (2 + 2 * len(METHODS)) + "|"]
+    for row, before in zip(shown, [None, *shown]):
+        name = "" if before and before.of == row.of else row.of.says
+        lines.append(f"| {name} | {WORDS.get(row.domain, row.domain)} | " + " | ".join(points(side[m]) if m in side else "–" for side in (row.twin, row.control) for m in METHODS) + " |")
+    lines += [":::", ""]
+    for slug in dict.fromkeys(row.of.chapter for row in shown):
+        claims = [(c, judge(c, found[slug])) for c in CLAIMS if c.chapter == slug]
+        lines.append(f"- {{doc}}`chapters/{slug}` " + basis(chapters[slug], claims, found[slug]).replace("->", "→"))
+    several = [slug for slug in dict.fromkeys(r.of.chapter for r in shown) if len({e["pair"] for e in found[slug].effects}) > 1]
+    if several:
+        lines.append(f"\nWhere a chapter has several pairs of networks, this is its first; the chapter shows all.")
+    return "\n".join([*lines, "::::", ""])
+
+
+def _alt(shown: list[Row]) -> str:
+    above = {m: [f"{row.of.says} ({WORDS.get(row.domain, row.domain)})" for row in shown if m in row.twin and gains(row.twin[m])] for m in METHODS}
+    said = " ".join(f"{m} lies clear above the twin in {count(len(names), 'row')} of {sum(m in row.twin for row in shown)}." for m, names in above.items())
+    return " ".join(ALT.format(title=title(shown), rows=said).split())
+
+
+def _verdicts(found: dict[str, Results]) -> str:
+    """'Of the paper's claims ..., 9 are replicated, 2 partly, ...'."""
+    words = [judgement["verdict"] for claim in CLAIMS if claim.chapter in found and (judgement := judge(claim, found[claim.chapter]))]
+    tested = [word for word in words if not word.startswith("not tested")]
+    if not tested:
+        return ""
+    parts = [f"{tested.count(word)} {word}" for word in ("replicated", "supported", "partly", "not replicated", "not supported", "inconclusive") if word in tested]
+    return (f"**The paper's claims**, of which this edition tests {len(tested)}: {listed(parts, '')}. A verdict is computed from intervals and "
+            "judges direction; {doc}`statistics` defines the words.")
+
+
+def _stand_in(found: dict[str, Results]) -> str:
+    """Which chapters rest on data that earn no verdict."""
+    slugs = dict.fromkeys(c.chapter for c in CLAIMS if c.chapter in found and (j := judge(c, found[c.chapter])) and j["verdict"].startswith("not tested"))
+    return (f"**No verdict** can rest on drawn or stand-in data, as used in {listed([f'{{doc}}`chapters/{slug}`' for slug in slugs], '')}. They show that a "
+            "mechanism works, no more." if slugs else "")
