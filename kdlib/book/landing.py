@@ -1,5 +1,5 @@
 """The parts of the prose pages that are computed: the landing page's figure of the headline effects with what they say and rest on,
-the edition's date, the citation, the data's makers and terms."""
+the edition's date, the citation."""
 
 import datetime
 import re
@@ -33,11 +33,6 @@ def citation(root: Path = ROOT) -> str:
     own = "".join(f"  {name:<8}= {{{value}}},\n" for name, value in fields.items() if value)
     paper = re.search(r"@\w+\{ojha2023,.*?^\}\n", (root / "book" / "references.bib").read_text(), re.DOTALL | re.MULTILINE)
     return f"```bibtex\n@software{{kdlib,\n{own}}}\n\n{paper[0]}```\n"
-
-
-def data(root: Path = ROOT) -> str:
-    """The table of data sets, their makers and terms, as README.md has it."""
-    return re.search(r"^\| data \| made by .*?(?=\n\n)", (root / "README.md").read_text(), re.DOTALL | re.MULTILINE)[0] + "\n"
 
 
 class Property(NamedTuple):
@@ -81,7 +76,6 @@ def place(found: dict[str, Results], folder: Path) -> None:
     (folder / "found.md").write_text(page(shown, found, folder.name) if shown else NOTHING)
     (folder / "edition.md").write_text(edition(found))
     (folder / "citation.md").write_text(citation())
-    (folder / "data.md").write_text(data())
 
 
 def edition(found: dict[str, Results]) -> str:
@@ -141,10 +135,10 @@ def title(shown: list[Row]) -> str:
 def draw(shown: list[Row]) -> Figure:
     """A row for each setting, in it a marker a method with its 95 % interval; the second panel is against T*'s students."""
     headings, labels, height = _labels(shown)
-    panels = {"twin": "minus its independent twin"} | ({"control": "minus its twin of teacher T*"} if any(r.control for r in shown) else {})
+    panels = {"twin": "A student minus its\nindependent twin"} | ({"control": "A student minus its\ntwin of teacher T*"} if any(r.control for r in shown) else {})
     values = [effect["effect"] for row in shown for panel in panels for effect in getattr(row, panel).values()]
     low, high = min(0, *values) - 0.12, max(0, *values) + 0.12
-    figure, axes = plt.subplots(1, len(panels), figsize=(figures.WIDTH, 1.5 + 0.42 * height), sharex=True, sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(figures.WIDTH, 1.7 + 0.37 * height), sharex=True, sharey=True, squeeze=False)
     for axis, (panel, heading) in zip(axes[0], panels.items()):
         axis.axvline(0, color="black", linewidth=1)
         for line, row in zip(labels, shown):
@@ -156,8 +150,10 @@ def draw(shown: list[Row]) -> Figure:
         axis.tick_params(axis="y", length=0)
         axis.xaxis.set_major_formatter(figures.points)
     axes[0][0].set_yticks([*headings, *labels], [*headings.values(), *labels.values()])
-    for label in axes[0][0].get_yticklabels()[:len(headings)]:
-        label.set_fontweight("bold")
+    named = {_wrapped(of.says) for of in PROPERTIES}
+    for label in axes[0][0].get_yticklabels():
+        if label.get_text().rstrip(":") in named or label.get_text() in headings.values():
+            label.set_fontweight("bold")
     figure.legend([plt.Line2D([], [], **figures.marker(m, 6)) for m in METHODS], METHODS, loc="outside lower center", ncols=len(METHODS))
     figure.suptitle(textwrap.fill(title(shown), 66))
     return figure
@@ -170,16 +166,22 @@ def _labels(shown: list[Row]) -> tuple[dict[float, str], dict[float, str], float
     for of, group in groupby(shown, lambda row: row.of):
         settings = list(group)
         if len(settings) > 1:
-            text = textwrap.fill(f"{of.says}:", 30)
-            tall = 0.45 * (text.count("\n") + 1)
+            text = _wrapped(f"{of.says}:")
+            tall = 0.5 * (text.count("\n") + 1)
             headings[top + tall / 2] = text
             top += tall
         for row in settings:
-            text = textwrap.fill(WORDS.get(row.domain, row.domain) if len(settings) > 1 else of.says, 30)
+            text = _wrapped(WORDS.get(row.domain, row.domain) if len(settings) > 1 else of.says)
             labels[top + 0.5] = text
             top += 1
         top += 0.2
     return headings, labels, top
+
+
+def _wrapped(text: str) -> str:
+    """On as few lines of at most 30 characters as will do, of much the same length."""
+    lines = len(textwrap.wrap(text, 30))
+    return next(wrapped for width in range(len(text) // lines, 31) if (wrapped := textwrap.fill(text, width)).count("\n") < lines)
 
 
 def _interval(axis, line: float, effect: dict, style: dict, low: float, high: float) -> None:
