@@ -210,19 +210,26 @@ def page(shown: list[Row], found: dict[str, Results], folder: str) -> str:
     if not few(shown) and (against := tally(shown, "control")):
         lines.append(f"- **Against the control** (right) {against}. Only what is left there is owed to the teacher's own property, and not to soft targets as such.")
     lines += [f"- {text}" for text in (_verdicts(found), _stand_in(found)) if text]
-    lines += ["", "::::{dropdown} The numbers of this figure, and what they rest on", ":::{table} Effects in points, with 95 % intervals", ":name: table-found", "",
-              "| a student … | where | " + " | ".join(f"{m}, minus {r}" for r in ("the twin", "T\\*'s") for m in METHODS) + " |", "|---" * (2 + 2 * len(METHODS)) + "|"]
-    for row, before in zip(shown, [None, *shown]):
-        name = "" if before and before.of == row.of else row.of.says
-        lines.append(f"| {name} | {WORDS.get(row.domain, row.domain)} | " + " | ".join(points(side[m]) if m in side else "–" for side in (row.twin, row.control) for m in METHODS) + " |")
-    lines += [":::", ""]
+    lines += ["", "::::{dropdown} The numbers of this figure, and what they rest on", *_numbers(shown, "twin", "independent twin")]
+    lines += _numbers(shown, "control", "twin of teacher T\\*") if any(row.control for row in shown) else []
     for slug in dict.fromkeys(row.of.chapter for row in shown):
         claims = [(c, judge(c, found[slug])) for c in CLAIMS if c.chapter == slug]
         lines.append(f"- {{doc}}`chapters/{slug}` " + basis(chapters[slug], claims, found[slug]).replace("->", "→"))
     several = [slug for slug in dict.fromkeys(r.of.chapter for r in shown) if len({e["pair"] for e in found[slug].effects}) > 1]
     if several:
-        lines.append(f"\nWhere a chapter has several pairs of networks, this is its first; the chapter shows all.")
+        lines.append("\nWhere a chapter has several pairs of networks, this is its first; the chapter shows all.")
     return "\n".join([*lines, "::::", ""])
+
+
+def _numbers(shown: list[Row], panel: str, minus: str) -> list[str]:
+    """One panel of the figure as a table."""
+    lines = [f":::{{table}} A student minus its {minus}, in points, with 95 % intervals", f":name: table-found-{panel}", "",
+             "| a student … | " + " | ".join(METHODS) + " |", "|---" * (1 + len(METHODS)) + "|"]
+    for row in shown:
+        where = f": {WORDS.get(row.domain, row.domain)}" if sum(r.of == row.of for r in shown) > 1 else ""
+        effects = getattr(row, panel)
+        lines.append(f"| {row.of.says}{where} | " + " | ".join(points(effects[m]) if m in effects else "–" for m in METHODS) + " |")
+    return [*lines, ":::", ""]
 
 
 def _alt(shown: list[Row]) -> str:
