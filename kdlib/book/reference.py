@@ -26,7 +26,6 @@ def _configure(app: Sphinx, config) -> None:
     config.autodoc_preserve_defaults = True
     config.add_module_names = False
     config.python_use_unqualified_type_names = True
-    config.python_maximum_signature_line_length = 80
     config.toc_object_entries_show_parents = "hide"
 
 

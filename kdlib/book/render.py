@@ -82,6 +82,7 @@ def _place(slug: str, chapters_dir: Path, source: Path) -> Results | None:
         return None
     read_notebook(executed)  # or one line about it
     notebook = json.loads(executed.read_text())
+    _still(notebook)
     tagged = {tag: cell for cell in notebook["cells"] for tag in cell["metadata"].get("tags", [])}
     if "injected-parameters" in tagged:  # what the page was run with is shown, the defaults are folded
         tagged["parameters"]["metadata"]["tags"].append("hide-input")
@@ -93,6 +94,17 @@ def _place(slug: str, chapters_dir: Path, source: Path) -> Results | None:
     notebook["cells"].append({"cell_type": "markdown", "metadata": {}, "source": downloads.place(executed, path, found, source)} | cell_id)
     (source / "chapters" / f"{slug}.ipynb").write_text(json.dumps(notebook))
     return found
+
+
+def _still(notebook: dict) -> None:
+    """Leave out what needs a kernel: widgets, save for what they show without one."""
+    widget = "application/vnd.jupyter.widget-view+json"
+    notebook["metadata"].pop("widgets", None)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell["outputs"] = [o for o in cell["outputs"] if widget not in o.get("data", {}) or "text/html" in o["data"]]
+            for output in cell["outputs"]:
+                output.get("data", {}).pop(widget, None)
 
 
 def _number_tables(notebook: dict, chapter: int) -> None:
