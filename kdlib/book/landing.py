@@ -228,7 +228,8 @@ def _numbers(shown: list[Row], panel: str, minus: str) -> list[str]:
     for row in shown:
         where = f": {WORDS.get(row.domain, row.domain)}" if sum(r.of == row.of for r in shown) > 1 else ""
         effects = getattr(row, panel)
-        lines.append(f"| {row.of.says}{where} | " + " | ".join(points(effects[m]) if m in effects else "–" for m in METHODS) + " |")
+        cells = [points(effects[m]).replace("\N{NO-BREAK SPACE}[", " [") if m in effects else "–" for m in METHODS]
+        lines.append(f"| {row.of.says}{where} | " + " | ".join(cells) + " |")
     return [*lines, ":::", ""]
 
 

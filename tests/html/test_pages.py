@@ -68,7 +68,7 @@ def test_landing_page_draws_the_results_that_the_folder_holds(book):
     twin, control = found.article.find_all("table")
     results = results_file.read(RESULTS)
     for table, reference in (twin, "Ind"), (control, "{}*"):
-        rows = [[cell.get_text(strip=True) for cell in row.find_all("td")] for row in table.find_all("tr")[1:]]
+        rows = [[cell.get_text(strip=True).replace(" [", "\N{NO-BREAK SPACE}[") for cell in row.find_all("td")] for row in table.find_all("tr")[1:]]
         assert [row[0] for row in rows] == ["knows what only its teacher saw: coloured digits", "knows what only its teacher saw: digits over photographs"]
         for (_, *cells), domain in zip(rows, ("color", "M")):
             assert cells == [text.points(results.find(measure="accuracy", domain=domain, method=m, reference=reference.format(m))) for m in landing.METHODS]
