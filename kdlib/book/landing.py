@@ -4,6 +4,7 @@ the edition's date, the citation."""
 import datetime
 import re
 import textwrap
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 
 from kdlib.book import ROOT, figures
 from kdlib.book.chapters import sources
-from kdlib.book.claims import CLAIMS
+from kdlib.book.claims import CLAIMS, Claim
 from kdlib.book.headline import against_control, basis, judge
 from kdlib.book.results import Results
 from kdlib.book.text import count, gains, listed, points
@@ -70,7 +71,7 @@ def place(found: dict[str, Results], folder: Path) -> None:
     if shown:
         with plt.rc_context():
             figures.use_style()
-            figure = draw(shown)
+            figure = draw(shown, title(shown, found))
             figure.savefig(folder / "found.png", dpi=200, metadata={"Software": None})
             plt.close(figure)
     (folder / "found.md").write_text(page(shown, found, folder.name) if shown else NOTHING)
@@ -91,17 +92,23 @@ def rows(found: dict[str, Results]) -> list[Row]:
     """A row for each property and setting that the paper makes a claim about, of the first pair that was run."""
     made = []
     for of in PROPERTIES:
-        if of.chapter in found:
-            settings: dict[tuple, Row] = {}
-            for claim in CLAIMS:
-                if (claim.chapter, claim.measure) == (of.chapter, of.measure) and claim.method in METHODS and claim.reference in ("Ind", "Ind2"):
-                    for effect in (judge(claim, found[of.chapter]) or {"rows": {}})["rows"].values():
-                        row = settings.setdefault((effect["pair"], effect["domain"]), Row(of, effect["domain"], effect["pair"], {}, {}))
-                        if effect["effect"] is not None and row.twin.setdefault(claim.method, effect) is effect:
-                            if control := against_control(claim, effect, found[of.chapter]):
-                                row.control[claim.method] = control
-            made += [row for row in settings.values() if row.twin and row.pair == next(iter(settings))[0]]
+        settings: dict[tuple, Row] = {}
+        for claim, effect in _effects(of, found):
+            row = settings.setdefault((effect["pair"], effect["domain"]), Row(of, effect["domain"], effect["pair"], {}, {}))
+            if claim.method not in row.twin:
+                row.twin[claim.method] = effect
+                if control := against_control(claim, effect, found[of.chapter]):
+                    row.control[claim.method] = control
+        made += [row for row in settings.values() if row.pair == next(iter(settings))[0]]
     return made
+
+
+def _effects(of: Property, found: dict[str, Results]) -> Iterator[tuple[Claim, dict]]:
+    """The claims about a property, each with its effects against independent students."""
+    for claim in CLAIMS if of.chapter in found else ():
+        if (claim.chapter, claim.measure) == (of.chapter, of.measure) and claim.method in METHODS and claim.reference in ("Ind", "Ind2"):
+            if judgement := judge(claim, found[of.chapter]):
+                yield from ((claim, effect) for effect in judgement["rows"].values() if effect["effect"] is not None)
 
 
 def handed_on(shown: list[Row], method: str, panel: str = "twin") -> tuple[int, int]:
@@ -124,24 +131,28 @@ def tally(shown: list[Row], panel: str = "twin") -> str:
     return ", ".join([f"{first[0]} hands on {first[1]} properties", *(f"{name} {part}" for name, part in rest)])
 
 
-def few(shown: list[Row]) -> bool:
-    return all(effect["low"] is None for row in shown for effect in row.twin.values())
+def title(shown: list[Row], found: dict[str, Results]) -> str:
+    """The finding in words, or why there is none."""
+    return _nothing(shown, found) or tally(shown)
 
 
-def title(shown: list[Row]) -> str:
-    return "Too few seeds for a finding" if few(shown) else tally(shown)
+def _nothing(shown: list[Row], found: dict[str, Results]) -> str:
+    if any(found[row.of.chapter].provenance["profile"] == "smoke" for row in shown):
+        return "A trial run (profile smoke), which finds nothing"
+    return "Too few seeds for a finding" if all(effect["low"] is None for row in shown for effect in row.twin.values()) else ""
 
 
-def draw(shown: list[Row]) -> Figure:
+def draw(shown: list[Row], title: str) -> Figure:
     """A row for each setting, in it a marker a method with its 95 % interval; the second panel is against T*'s students."""
-    headings, labels, height = _labels(shown)
-    panels = {"twin": "A student minus its\nindependent twin"} | ({"control": "A student minus its\ntwin of teacher T*"} if any(r.control for r in shown) else {})
+    labels, places, height = _labels(shown)
+    panels = {"twin": "A student minus its\nindependent twin", "control": "A student minus its\ntwin of teacher T*"}
+    panels = {panel: heading for panel, heading in panels.items() if any(getattr(row, panel) for row in shown)}
     values = [effect["effect"] for row in shown for panel in panels for effect in getattr(row, panel).values()]
     low, high = min(0, *values) - 0.12, max(0, *values) + 0.12
     figure, axes = plt.subplots(1, len(panels), figsize=(figures.WIDTH, 1.7 + 0.37 * height), sharex=True, sharey=True, squeeze=False)
     for axis, (panel, heading) in zip(axes[0], panels.items()):
         axis.axvline(0, color="black", linewidth=1)
-        for line, row in zip(labels, shown):
+        for line, row in zip(places, shown):
             for k, method in enumerate(METHODS):
                 if method in (effects := getattr(row, panel)):
                     _interval(axis, line + 0.25 * (k - 1), effects[method], figures.marker(method, 6), low, high)
@@ -149,33 +160,35 @@ def draw(shown: list[Row]) -> Figure:
         axis.set(xlabel="difference, points", xlim=(low, high), ylim=(height, -0.1))
         axis.tick_params(axis="y", length=0)
         axis.xaxis.set_major_formatter(figures.points)
-    axes[0][0].set_yticks([*headings, *labels], [*headings.values(), *labels.values()])
-    named = {_wrapped(of.says) for of in PROPERTIES}
-    for label in axes[0][0].get_yticklabels():
-        if label.get_text().rstrip(":") in named or label.get_text() in headings.values():
-            label.set_fontweight("bold")
+    axes[0][0].set_yticks([place for place, *_ in labels], [words for _, words, _ in labels])
+    for label, (*_, weight) in zip(axes[0][0].get_yticklabels(), labels):
+        label.set_fontweight(weight)
     figure.legend([plt.Line2D([], [], **figures.marker(m, 6)) for m in METHODS], METHODS, loc="outside lower center", ncols=len(METHODS))
-    figure.suptitle(textwrap.fill(title(shown), 66))
+    figure.suptitle(textwrap.fill(title, 66))
     return figure
 
 
-def _labels(shown: list[Row]) -> tuple[dict[float, str], dict[float, str], float]:
-    """Where properties with several settings have their headings, where each setting has its row, both with their words; and the height of
-    all, counted in rows."""
-    headings, labels, top = {}, {}, 0.0
+def _labels(shown: list[Row]) -> tuple[list[tuple[float, str, str]], list[float], float]:
+    """The words on the left, each with its place and weight: a property's in bold, above its settings where there are several. Then each
+    row's place, and the height of all, counted in rows."""
+    labels, places, top = [], [], 0.0
     for of, group in groupby(shown, lambda row: row.of):
         settings = list(group)
         if len(settings) > 1:
-            text = _wrapped(f"{of.says}:")
-            tall = 0.5 * (text.count("\n") + 1)
-            headings[top + tall / 2] = text
+            words = _wrapped(f"{of.says}:")
+            tall = 0.5 * (words.count("\n") + 1)
+            labels.append((top + tall / 2, words, "bold"))
             top += tall
         for row in settings:
-            text = _wrapped(WORDS.get(row.domain, row.domain) if len(settings) > 1 else of.says)
-            labels[top + 0.5] = text
+            places.append(top + 0.5)
+            labels.append((top + 0.5, _wrapped(_setting(row)), "normal") if len(settings) > 1 else (top + 0.5, _wrapped(of.says), "bold"))
             top += 1
         top += 0.2
-    return headings, labels, top
+    return labels, places, top
+
+
+def _setting(row: Row) -> str:
+    return WORDS.get(row.domain, row.domain)
 
 
 def _wrapped(text: str) -> str:
@@ -195,28 +208,29 @@ def _interval(axis, line: float, effect: dict, style: dict, low: float, high: fl
 
 
 CAPTION = """\
-What a distilled student takes over, in percentage points. Left: the student minus its independent twin (same initial weights, same images, no teacher; where
-maps are compared, minus a second independent student). Right: minus the same student of T\\*, a teacher without the property, or another one where every teacher has it. Bars are 95 % intervals over seeds and test
-items; an arrow means that the interval goes on. A property counts as handed on if the interval lies above zero in each of its settings."""
+What a distilled student takes over, in percentage points. Left: the student minus its independent twin (same initial weights, same
+images, no teacher; where maps are compared, minus a second independent student). Right: minus the same student of T\\*, a teacher without
+the property, or another one where every teacher has it. Bars are 95 % intervals over seeds and test items; an arrow means that the
+interval goes on. A property counts as handed on if the interval lies above zero in each of its settings."""
 
 ALT = """\
-{title}. Two panels, differences in percentage points with 95 % intervals: a student minus its independent twin, and minus its twin of teacher T*. {rows} A table
-below holds every value."""
+{title}. Two panels, differences in percentage points with 95 % intervals: a student minus its independent twin, and minus its twin of
+teacher T*. {rows} Tables below hold every value."""
 
 
 def page(shown: list[Row], found: dict[str, Results], folder: str) -> str:
     """Markdown: the figure, what it says, and, folded, its numbers and what they rest on."""
-    chapters, lines = sources(), [f":::{{figure}} {folder}/found.png\n:name: fig-found\n:width: 740px\n:alt: {_alt(shown)}\n\n{CAPTION}\n:::", ""]
-    if not few(shown) and (against := tally(shown, "control")):
-        lines.append(f"- **Against the control** (right) {against}. Only what is left there is owed to the teacher's own property, and not to soft targets as such.")
+    lines = [f":::{{figure}} {folder}/found.png", ":name: fig-found", ":width: 740px", f":alt: {_alt(shown, found)}", "", CAPTION, ":::", ""]
+    if not _nothing(shown, found) and (against := tally(shown, "control")):
+        lines.append(f"- **Against the control** (right) {against}. What is left there is owed to this teacher, and not to soft targets as such.")
     lines += [f"- {text}" for text in (_verdicts(found), _stand_in(found)) if text]
     lines += ["", "::::{dropdown} The numbers of this figure, and what they rest on", *_numbers(shown, "twin", "independent twin")]
     lines += _numbers(shown, "control", "twin of teacher T\\*") if any(row.control for row in shown) else []
-    for slug in dict.fromkeys(row.of.chapter for row in shown):
+    chapters, slugs = sources(), dict.fromkeys(row.of.chapter for row in shown)
+    for slug in slugs:
         claims = [(c, judge(c, found[slug])) for c in CLAIMS if c.chapter == slug]
         lines.append(f"- {{doc}}`chapters/{slug}` " + basis(chapters[slug], claims, found[slug]).replace("->", "→"))
-    several = [slug for slug in dict.fromkeys(r.of.chapter for r in shown) if len({e["pair"] for e in found[slug].effects}) > 1]
-    if several:
+    if any(len({effect["pair"] for effect in found[slug].effects}) > 1 for slug in slugs):
         lines.append("\nWhere a chapter has several pairs of networks, this is its first; the chapter shows all.")
     return "\n".join([*lines, "::::", ""])
 
@@ -226,17 +240,17 @@ def _numbers(shown: list[Row], panel: str, minus: str) -> list[str]:
     lines = [f":::{{table}} A student minus its {minus}, in points, with 95 % intervals", f":name: table-found-{panel}", "",
              "| a student … | " + " | ".join(METHODS) + " |", "|---" * (1 + len(METHODS)) + "|"]
     for row in shown:
-        where = f": {WORDS.get(row.domain, row.domain)}" if sum(r.of == row.of for r in shown) > 1 else ""
+        where = f": {_setting(row)}" if sum(r.of == row.of for r in shown) > 1 else ""
         effects = getattr(row, panel)
         cells = [points(effects[m]).replace("\N{NO-BREAK SPACE}[", " [") if m in effects else "–" for m in METHODS]
         lines.append(f"| {row.of.says}{where} | " + " | ".join(cells) + " |")
     return [*lines, ":::", ""]
 
 
-def _alt(shown: list[Row]) -> str:
-    above = {m: [f"{row.of.says} ({WORDS.get(row.domain, row.domain)})" for row in shown if m in row.twin and gains(row.twin[m])] for m in METHODS}
-    said = " ".join(f"{m} lies clear above the twin in {count(len(names), 'row')} of {sum(m in row.twin for row in shown)}." for m, names in above.items())
-    return " ".join(ALT.format(title=title(shown), rows=said).split())
+def _alt(shown: list[Row], found: dict[str, Results]) -> str:
+    effects = {m: [row.twin[m] for row in shown if m in row.twin] for m in METHODS}
+    said = " ".join(f"{m} lies clear above the twin in {sum(map(gains, its))} of {count(len(its), 'row')}." for m, its in effects.items() if its)
+    return " ".join(ALT.format(title=title(shown, found), rows=said).split())
 
 
 def _verdicts(found: dict[str, Results]) -> str:
@@ -245,13 +259,14 @@ def _verdicts(found: dict[str, Results]) -> str:
     tested = [word for word in words if not word.startswith("not tested")]
     if not tested:
         return ""
-    parts = [f"{tested.count(word)} {word}" for word in ("replicated", "supported", "partly", "not replicated", "not supported", "inconclusive") if word in tested]
+    order = ("replicated", "supported", "partly", "not replicated", "not supported", "inconclusive")
+    parts = [f"{tested.count(word)} {word}" for word in order if word in tested]
     return (f"**The paper's claims**, of which this edition tests {len(tested)}: {listed(parts, '')}. A verdict is computed from intervals and "
             "judges direction; {doc}`statistics` defines the words.")
 
 
 def _stand_in(found: dict[str, Results]) -> str:
     """Which chapters rest on data that earn no verdict."""
-    slugs = dict.fromkeys(c.chapter for c in CLAIMS if c.chapter in found and (j := judge(c, found[c.chapter])) and j["verdict"].startswith("not tested"))
-    return (f"**No verdict** can rest on drawn or stand-in data, as used in {listed([f'{{doc}}`chapters/{slug}`' for slug in slugs], '')}. They show that a "
-            "mechanism works, no more." if slugs else "")
+    slugs = [slug for slug in found if any((j := judge(c, found[slug])) and j["verdict"].startswith("not tested") for c in CLAIMS if c.chapter == slug)]
+    chapters = listed([f"{{doc}}`chapters/{slug}`" for slug in slugs], "")
+    return f"**No verdict** can rest on drawn or stand-in data, as in {chapters}. They can show that a mechanism works, no more." if slugs else ""

@@ -61,12 +61,12 @@ def page(book, name):
 def test_landing_page_draws_the_results_that_the_folder_holds(book):
     found = page(book[0], "intro")
     [figure] = found.article.find_all("figure")
-    shown = landing.rows({SLUG: results_file.read(RESULTS)})
-    assert figure["id"] == "fig-found" and figure.img["alt"].startswith(landing.title(shown)) and "Fig. 1" in figure.figcaption.get_text()
+    only = {SLUG: results_file.read(RESULTS)}
+    assert figure["id"] == "fig-found" and figure.img["alt"].startswith(landing.title(landing.rows(only), only)) and "Fig. 1" in figure.figcaption.get_text()
     picture = imread(book[0] / figure.img["src"])
     assert picture.shape[1] > 2 * 700 and len(np.unique(picture.reshape(-1, 4), axis=0)) > 50  # sharp on a 2x screen, and drawn
     twin, control = found.article.find_all("table")
-    results = results_file.read(RESULTS)
+    results = only[SLUG]
     for table, reference in (twin, "Ind"), (control, "{}*"):
         rows = [[cell.get_text(strip=True).replace(" [", "\N{NO-BREAK SPACE}[") for cell in row.find_all("td")] for row in table.find_all("tr")[1:]]
         assert [row[0] for row in rows] == ["knows what only its teacher saw: coloured digits", "knows what only its teacher saw: digits over photographs"]
@@ -96,7 +96,7 @@ def test_every_published_property_is_a_row_and_the_title_counts_them():
             lows = [row.twin[method]["low"] for row in shown if row.of == of and method in row.twin]
             whole += min(lows) > 0
         assert landing.handed_on(shown, method) == (whole, len(landing.PROPERTIES))
-        assert re.search(rf"{method}( hands on)? {whole or 'none'} of {len(landing.PROPERTIES)}", landing.title(shown))
+        assert re.search(rf"{method}( hands on)? {whole or 'none'} of {len(landing.PROPERTIES)}", landing.title(shown, found))
 
 
 def made(effects, seeds=3, pairs=("A->B",), source="mnist"):
@@ -115,15 +115,19 @@ GAINS = {("KL", "color"): 0.3, ("KL", "M"): 0.2, ("Hint", "color"): 0.3, ("Hint"
 
 
 def test_a_property_is_handed_on_where_every_setting_is_clear_of_zero():
-    shown = landing.rows({SLUG: made(GAINS)})
+    found = {SLUG: made(GAINS)}
+    shown = landing.rows(found)
     assert [(row.domain, list(row.twin)) for row in shown] == [("color", list(landing.METHODS)), ("M", list(landing.METHODS))]
-    assert landing.title(shown) == "KL hands on 1 of 1 properties, Hint none of 1, CRD none of 1" == landing.tally(shown, "control")
+    assert landing.title(shown, found) == "KL hands on 1 of 1 properties, Hint none of 1, CRD none of 1" == landing.tally(shown, "control")
 
 
-def test_too_few_seeds_are_no_finding():
-    shown = landing.rows({SLUG: made(GAINS, seeds=2)})
-    assert landing.title(shown) == "Too few seeds for a finding"
-    assert "Against the control" not in landing.page(shown, {SLUG: made(GAINS, seeds=2)}, "generated")
+@pytest.mark.parametrize("seeds, profile, said", [(2, "real", "Too few seeds for a finding"), (3, "smoke", "A trial run (profile smoke), which finds nothing")])
+def test_what_is_no_finding_is_not_called_one(seeds, profile, said):
+    found = {SLUG: made(GAINS, seeds=seeds)}
+    found[SLUG].provenance["profile"] = profile
+    shown = landing.rows(found)
+    assert landing.title(shown, found) == said
+    assert "hands on" not in landing.page(shown, found, "generated")
 
 
 def test_of_several_pairs_the_first_is_drawn_and_the_page_says_so():
@@ -143,7 +147,7 @@ def test_stand_in_data_are_said_to_earn_no_verdict():
 def test_an_interval_beyond_the_panel_ends_in_an_arrow():
     narrow, wide = made(GAINS), made(GAINS)
     next(e for e in wide.effects if e["reference"] == "Ind")["high"] = 3.0
-    drawn = [sum(line.get_marker() == ">" for axis in landing.draw(landing.rows({SLUG: r})).axes for line in axis.lines) for r in (narrow, wide)]
+    drawn = [sum(line.get_marker() == ">" for axis in landing.draw(landing.rows({SLUG: r}), "").axes for line in axis.lines) for r in (narrow, wide)]
     landing.plt.close("all")
     assert drawn == [0, 1]
 
