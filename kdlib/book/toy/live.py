@@ -1,10 +1,14 @@
 """The toy example as a Jupyter widget. Needs anywidget and ipywidgets."""
 
+from functools import partial
+
 import anywidget
 import ipywidgets
 import traitlets
 
 from kdlib.book.toy import HERE, LIMITS, Demo, check, inline, scenes
+
+TAUS = 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 5, 7, 10, 14, 20  # the stops of the temperature's slider, as in toy.js
 
 
 class Live(Demo, anywidget.AnyWidget):
@@ -33,26 +37,28 @@ class Live(Demo, anywidget.AnyWidget):
         return ({**data, "text/html": inline()}, *rest) if data else None
 
     def controls(self) -> ipywidgets.VBox:
-        """Sliders and toggles for the state's numbers, in sync with it."""
-        tau = ipywidgets.FloatLogSlider(min=-1, max=1.3, step=0.05, readout_format=".2f")
-        plain = {name: ipywidgets.FloatSlider(min=LIMITS[name][0], max=LIMITS[name][1], step=0.05) for name in ("gamma", "alpha", "noise")}
-        steps = ipywidgets.IntSlider(min=0, max=1000)
-        scene = ipywidgets.ToggleButtons(options=[(s["name"], s["scene"]) for s in self.scenes])
+        """Toggles and sliders for the scene and the numbers, in sync with the state."""
         texts = {"scene": "scene", "gamma": "hard labels γ", "alpha": "soft targets α", "tau": "temperature τ", "noise": "noise", "steps": "steps"}
-        boxes = {"scene": scene, **plain, "tau": tau, "steps": steps}
+        boxes = {name: ipywidgets.FloatSlider(min=LIMITS[name][0], max=LIMITS[name][1], step=0.01) for name in ("gamma", "alpha", "noise")}
+        boxes["scene"] = ipywidgets.ToggleButtons(options=[(s["name"], s["scene"]) for s in self.scenes])
+        boxes["tau"] = ipywidgets.SelectionSlider(options=[(f"{t:g}", t) for t in TAUS])
+        boxes["steps"] = ipywidgets.IntSlider(max=LIMITS["steps"][1])
+
+        def shown(name):  # by its control: of temperatures there are a few
+            value = self.state[name]
+            return min(TAUS, key=lambda t: abs(t - value)) if name == "tau" else value
+
+        def turn(change, name):
+            if change["new"] != shown(name):
+                self.set(**{name: change["new"]})
+
+        def follow(_=None):
+            for name, box in boxes.items():
+                box.value = shown(name)
+
+        follow()
         for name, box in boxes.items():
             box.description, box.style.description_width = texts[name], "8em"
-            box.value = self.state[name]
-            box.observe(lambda change, name=name: self._control(name, change["new"]), "value")
-
-        def follow(change):
-            for name, box in boxes.items():
-                if name != "tau" or abs(box.value - change["new"]["tau"]) > 0.005:  # the slider's steps are not hundredths
-                    box.value = change["new"][name]
-
+            box.observe(partial(turn, name=name), "value")
         self.observe(follow, "state")
         return ipywidgets.VBox([boxes[name] for name in texts])
-
-    def _control(self, name: str, value) -> None:
-        if value != self.state[name]:
-            self.set(**{name: min(value, LIMITS[name][1]) if name in LIMITS else value})
