@@ -149,13 +149,14 @@ def _run(options) -> int:
 
 
 def _book(options) -> None:
-    from kdlib.book.render import render
+    from kdlib.book.render import LINKS, render
 
     source = Path(options.source) if options.source else None
     if source and source.is_dir() and not any((source / f"{slug}.ipynb").exists() for slug in sources()):
         raise BookError(f"no executed chapter in {source}; run chapters into it first: kdlib run SLUG --out {source}")
     out = render(source, Path(options.out))
-    print(f"the book is in {os.path.relpath(out)}{os.sep}index.html")
+    outside = len((out / LINKS).read_text().splitlines())
+    print(f"the book is in {os.path.relpath(out)}{os.sep}index.html; its links to {outside} addresses outside stand in {LINKS} there")
 
 
 def _publish(options) -> None:
