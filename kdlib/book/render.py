@@ -56,6 +56,8 @@ def render(chapters_dir: Path | None, out: Path) -> Path:
         for slug in contents():
             _place(slug, chapters_dir, source)
         html = _jupyter_book(source, Path(work))
+        for page in _pages(html):
+            _mend(page)
         if problems := check_html(html):
             raise RenderError("\n".join(problems[:10]))
         if out.exists():
@@ -100,6 +102,22 @@ def _jupyter_book(source: Path, work: Path) -> Path:
     return work / "_build" / "html"
 
 
+def _pages(html: Path) -> list[Path]:
+    return [path for path in sorted(html.rglob("*.html")) if "_static" not in path.parts]
+
+
+def _mend(path: Path) -> None:
+    """Correct what the theme's markup denies to assistive technology, and no setting changes."""
+    page = BeautifulSoup(path.read_text(), "html.parser")
+    if page.html and page.html.get("data-theme") == "auto":  # no stylesheet knows it: without scripts there would be no colours
+        del page.html["data-theme"]
+    for sidebar in page.select("#pst-primary-sidebar"):  # the book's title and its search lie in no landmark
+        sidebar.attrs |= {"role": "complementary", "aria-label": "Book"}
+    for entry in page.select("div.citation"):  # of a list; Sphinx gives a role that ARIA has dropped
+        entry["role"] = "listitem"
+    path.write_text(str(page))
+
+
 REMOTE = re.compile(r"\s*(https?:)?//", re.IGNORECASE)
 REMOTE_CSS = re.compile(r"""(?:url\(\s*|@import\s+)["']?((?:https?:)?//[^"')\s]+)""", re.IGNORECASE)
 REMOTE_JS = re.compile(
@@ -112,7 +130,7 @@ LOADING_RELS = {"stylesheet", "icon", "preload", "modulepreload", "prefetch", "p
 def check_html(out: Path) -> list[str]:
     """Problems of a rendered book: broken internal links, images without alt text, anything loaded from another host."""
     out = Path(out).resolve()
-    pages = {path: BeautifulSoup(path.read_text(), "html.parser") for path in sorted(out.rglob("*.html")) if "_static" not in path.parts}
+    pages = {path: BeautifulSoup(path.read_text(), "html.parser") for path in _pages(out)}
     anchors = {path: {tag.get("id") or tag.get("name") for tag in page.select("[id], a[name]")} for path, page in pages.items()}
     problems = [f"{path.relative_to(out)}: {problem}" for path, page in pages.items() for problem in _page_problems(path, page, anchors)]
     for path in sorted(out.rglob("*.css")):

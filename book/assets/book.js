@@ -1,0 +1,16 @@
+// A page that was opened from disk may not read other pages: a search there lists titles, without excerpts.
+if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+
+// What scrolls sideways takes the focus, so that arrow keys scroll it. The theme sees to code, and only when the window changes its size.
+const scrollers = () => {
+  for (const node of document.querySelectorAll(".bd-content figure, .bd-content div.math mjx-container")) {
+    if (node.scrollWidth > node.clientWidth) node.tabIndex = 0;
+    else node.removeAttribute("tabindex");
+  }
+};
+addEventListener("resize", scrollers);
+addEventListener("load", async () => {
+  await window.MathJax?.startup.promise;
+  scrollers();
+});
+addEventListener("toggle", () => dispatchEvent(new Event("resize")), true);
