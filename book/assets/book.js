@@ -14,3 +14,14 @@ addEventListener("load", async () => {
   scrollers();
 });
 addEventListener("toggle", () => dispatchEvent(new Event("resize")), true);
+
+// The theme takes the focus from a button that is pressed. Who pressed it by key gets it back, once what it opened has closed.
+addEventListener("click", ({ target, detail }) => {
+  const button = target.closest(".theme-switch-button, .primary-toggle, .secondary-toggle");
+  if (!button || detail) return; // a mouse counts its clicks, a key none
+  setTimeout(() => {
+    const opened = document.querySelector("dialog[open]");
+    if (opened) opened.addEventListener("close", () => button.focus(), { once: true });
+    else button.focus();
+  });
+}, true);

@@ -113,6 +113,8 @@ def _mend(path: Path) -> None:
         del page.html["data-theme"]
     for sidebar in page.select("#pst-primary-sidebar"):  # the book's title and its search lie in no landmark
         sidebar.attrs |= {"role": "complementary", "aria-label": "Book"}
+    for tip in page.select("[data-bs-toggle=tooltip]"):  # else it is shown behind the last landmark
+        tip["data-bs-container"] = "#main-content"
     for entry in page.select("div.citation"):  # of a list; Sphinx gives a role that ARIA has dropped
         entry["role"] = "listitem"
     path.write_text(str(page))
