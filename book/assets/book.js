@@ -25,3 +25,8 @@ addEventListener("click", ({ target, detail }) => {
     else button.focus();
   });
 }, true);
+
+// Paper is white.
+let theme;
+addEventListener("beforeprint", () => { ({ theme } = document.documentElement.dataset); document.documentElement.dataset.theme = "light"; });
+addEventListener("afterprint", () => { document.documentElement.dataset.theme = theme; });
