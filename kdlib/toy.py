@@ -1,4 +1,5 @@
-"""Linear teachers and students: the illustrative example of the paper's Sec. 6, exactly (Ojha et al., 2023).
+"""Linear teachers and students: the illustrative example of the paper's Sec. 6, exactly (Ojha et al., 2023). A step beyond it, at the
+end: networks of two layers on points in the plane.
 
 A linear classifier of two classes in m dimensions is one vector theta = (w, b) of m + 1 float64 numbers, the bias last. Its logit
 is z = w.x + b; class 1 has the probability sigmoid(z / tau). Points are x (n, m), classes y (n,) of 0 and 1.
@@ -7,12 +8,15 @@ is z = w.x + b; class 1 has the probability sigmoid(z / tau). Points are x (n, m
 the same formulas, in the same order of steps; a test in a browser holds the two together.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy import ndarray as Array
 from scipy.special import expit, log_expit, logit
+from torch import Tensor, nn
 
 PENALTY = 0.01  # of the teacher's squared weights: on separable classes an unpenalised one would grow without end
 
@@ -224,6 +228,70 @@ def fan(x: Array, y: Array, *, directions: int = 15, offsets: int = 1) -> Array:
     near, far = (x[y == 0] @ w.T).max(0), (x[y == 1] @ w.T).min(0)
     b = -(near[:, None] + (far - near)[:, None] * (np.arange(offsets) + 0.5) / offsets)
     return np.column_stack([w.repeat(offsets, 0), b.ravel()])
+
+
+def moons(n: int, *, noise: float = 0.35, seed: int = 0) -> tuple[Array, Array]:
+    """Points x (n, 2) of two interleaved half circles of radius 2, with normal noise, and their classes y (n,), which take turns."""
+    rng = np.random.default_rng(seed)
+    y, angle = np.arange(n) % 2, rng.uniform(0, np.pi, n)
+    x = np.stack([2 * np.cos(angle) - 1, 2 * np.sin(angle) - 0.7], 1) * np.where(y == 0, 1, -1)[:, None]
+    return x + noise * rng.standard_normal((n, 2)), y
+
+
+class TwoLayers(nn.Module):
+    """k networks side by side, each with one hidden layer of ReLUs and one logit, in float64; one a seed.
+
+    Points (n, 2), or a set for each network (k, n, 2), to logits (k, n). Network i begins alike whatever stands beside it.
+    """
+
+    def __init__(self, seeds: Sequence[int], width: int):
+        super().__init__()
+        def normal(shape, g):
+            return torch.randn(shape, generator=g, dtype=torch.float64)
+
+        draws = [torch.Generator().manual_seed(s) for s in seeds]
+        self.w1, self.b1, self.w2 = (nn.Parameter(torch.stack([normal(shape, g) for g in draws]) / size**0.5)
+                                     for shape, size in (((2, width), 2), ((1, width), 1), ((1, width), width)))
+        self.b2 = nn.Parameter(torch.zeros(len(seeds), 1, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (torch.relu(x @ self.w1 + self.b1) * self.w2).sum(-1) + self.b2
+
+    def alone(self, i: int) -> nn.Module:
+        """Network i as a classifier of two classes: points (n, 2) to logits (n, 2), the first of them 0."""
+        return _Alone(self, i)
+
+
+class _Alone(nn.Module):
+    def __init__(self, nets: TwoLayers, i: int):
+        super().__init__()
+        self.nets, self.i = nets, i
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.nets(x.double())[self.i]
+        return torch.stack([torch.zeros_like(z), z], 1)
+
+
+def fit(nets: TwoLayers, x: Tensor, *, seen: Tensor, labels: Tensor, targets: Tensor | None = None, gamma: float = 0.0, alpha: float = 0.0,
+        tau: float = 1.0, steps: int = 2000, lr: float = 0.01) -> None:
+    """Train each of k networks on the mean over its points of gamma CE + alpha tau^2 KL, by Adam on all of them, the step falling as a cosine.
+
+    x (k, n, 2); labels (k, n) of 0 and 1; targets (k, n), the teacher's logits; seen (k, n), which points a network has, at least one.
+    """
+    weight = seen.double() / seen.sum(1, keepdim=True)
+    told = torch.sigmoid(targets / tau) if alpha else None
+    optimizer = torch.optim.Adam(nets.parameters(), lr=lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        z, loss = nets(x), 0.0
+        if gamma:
+            loss = loss + gamma * F.binary_cross_entropy_with_logits(z, labels.double(), weight, reduction="sum")
+        if alpha:  # the cross entropy with soft targets is KL and a constant
+            loss = loss + alpha * tau**2 * F.binary_cross_entropy_with_logits(z / tau, told, weight, reduction="sum")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
 
 
 def _with_one(x: Array) -> Array:

@@ -43,7 +43,8 @@ class Planned(Exception):
 
 
 class Chapter:
-    """One execution of a chapter. Device and dtype are resolved here and pinned in the provenance.
+    """One execution of a chapter. Device and dtype are resolved here and pinned in the provenance; a chapter without these two
+    parameters computes on a CPU in float64.
 
     `kdlib run` says by the environment variable KDLIB_RUN (JSON) where results go, how many processes to use, which
     part to compute and where to report progress; without it (in Jupyter) progress is printed and nothing is written.
@@ -55,15 +56,21 @@ class Chapter:
         self.order = json.loads(os.environ.get("KDLIB_RUN", "{}"))
         self.parameters = parameters = {name: parameter.check(namespace[name]) for name, parameter in source(slug).parameters.items()}
         self.planning = self.order.get("plan", False)
+        resolved = {name: parameters[name] for name in ("device", "dtype") if name in parameters}
         if self.planning:  # for any machine: device and dtype are given
-            self.device, self.dtype = parameters["device"], parameters["dtype"]
+            self.device, self.dtype = resolved["device"], resolved["dtype"]
             return
         self._started = time.monotonic()
         self.published = self.order.get("as_published")
-        self.device, self.dtype, name = self._machine(parameters["device"], parameters["dtype"])
-        self.store = Store(archives=[] if self.order.get("afresh") else archives(slug), say=self._progress)
+        self.live = "results" not in self.order  # in Jupyter: cells can be run again, and widgets be used
+        if resolved:
+            self.device, self.dtype, name = self._machine(**resolved)
+            resolved = {"device": self.device, "dtype": self.dtype}
+        else:
+            self.device, self.dtype, name = "cpu", "float64", self.published["device"] if self.published else machine("cpu", "float32")[2]
+        self.store = Store(archives=[] if self.order.get("afresh") else archives(slug), say=self.say)
         self.results = Results(slug, {
-            "parameters": {**parameters, "device": self.device, "dtype": self.dtype},
+            "parameters": parameters | resolved,
             "profile": self.order.get("profile", "notebook"), "commit": commit(), "source": self.order.get("source"),
             "device": name, "dtype": self.dtype,
             "versions": {"python": platform.python_version(), **{p: version(p) for p in ("kdlib", "torch", "numpy", "scipy")}},
@@ -95,7 +102,7 @@ class Chapter:
                                 f"torch {self.published['versions']['torch']} made (this is {version('torch')}); install that, or run "
                                 "the chapter without --as-published")
         got = study.complete([*wanted.values(), *shared.values()], self.store, jobs=self.order.get("scheduler") or self.order.get("jobs"),
-                             progress=self._progress)
+                             progress=self.say)
         if self.order.get("only"):
             raise PartDone(f"{len(wanted)} of {len(measures)} measurements are in the store; "
                            "run without --only to write the chapter")
@@ -132,7 +139,8 @@ class Chapter:
             chosen = {at: m for at, m in chosen.items() if str(getattr(at, name)) == text}
         return chosen
 
-    def _progress(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Report progress."""
         if "progress" in self.order:
             with open(self.order["progress"], "a") as file:
                 print(line, file=file, flush=True)

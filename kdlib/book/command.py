@@ -117,9 +117,7 @@ def _run(options) -> int:
         raise BookError(f"--jobs is at least 1, not {options.jobs}")
     if options.jobs is not None and options.scheduler:
         raise BookError("--jobs counts processes of this machine; leave it out with --scheduler")
-    if options.device:
-        given["device"] = options.device
-    if options.as_published and (given or options.profile or only or options.scheduler or options.afresh):
+    if options.as_published and (given or options.device or options.profile or only or options.scheduler or options.afresh):
         raise BookError("--as-published takes every parameter from the published chapter and trains nothing; leave out -p, --device, "
                         "--profile, --only, --scheduler and --afresh")
     orders = []
@@ -129,7 +127,8 @@ def _run(options) -> int:
             was = results.read(ROOT / "book" / "results" / f"{chapter.slug}.json").provenance
             values, profile = chapter.as_published(was["parameters"]), was["profile"]
         else:
-            values = chapter.values(profile, given)
+            on = {"device": options.device} if options.device and "device" in chapter.parameters else {}
+            values = chapter.values(profile, given | on)
         orders.append((chapter, values, profile, was))
     if options.scheduler:
         reach(options.scheduler)
@@ -150,13 +149,14 @@ def _run(options) -> int:
 
 
 def _book(options) -> None:
-    from kdlib.book.render import render
+    from kdlib.book.render import LINKS, render
 
     source = Path(options.source) if options.source else None
     if source and source.is_dir() and not any((source / f"{slug}.ipynb").exists() for slug in sources()):
         raise BookError(f"no executed chapter in {source}; run chapters into it first: kdlib run SLUG --out {source}")
     out = render(source, Path(options.out))
-    print(f"the book is in {os.path.relpath(out)}{os.sep}index.html")
+    outside = len((out / LINKS).read_text().splitlines())
+    print(f"the book is in {os.path.relpath(out)}{os.sep}index.html; its links to {outside} addresses outside stand in {LINKS} there")
 
 
 def _publish(options) -> None:

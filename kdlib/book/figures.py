@@ -91,7 +91,7 @@ def effects(results: Results, *, measure: str, contrasts: list[tuple[str, str]],
             for found in results.matching(measure=measure, method=method, reference=reference, **where | {by: domain}):
                 _interval(axis, row, found, marker(method) | ({} if reference == "Ind" else {"marker": "P"}))
         _label(axis, heading, label, len(domains))
-        axis.xaxis.set_major_formatter(_points)
+        axis.xaxis.set_major_formatter(points)
     _rows(np.atleast_1d(axes)[0], [f"{m} − {r}" if r != "Ind" else name(m) for m, r in contrasts])
     figure.suptitle(textwrap.fill(title, 66))
     return figure
@@ -116,7 +116,7 @@ def profile(results: Results, *, measure: str, methods: list[str], rows: list[st
                                               **where | of | {panel: where_panel}):
                     _interval(axis, place, found, marker(method, 5.5), thin=True)
         _label(axis, heading, label, len(panels))
-        axis.xaxis.set_major_formatter(_points)
+        axis.xaxis.set_major_formatter(points)
     _rows(axes[0][0], list(rows))
     figure.legend([plt.Line2D([], [], **marker(m, 6)) for m in methods], [name(m) for m in methods], loc="outside lower center", ncols=len(methods))
     figure.suptitle(textwrap.fill(title, 66))
@@ -311,7 +311,8 @@ def _label(axis, heading: str, label: str, panels: int) -> None:
     axis.set_xlabel(label, fontsize=size)
 
 
-def _points(x: float, _) -> str:
+def points(x: float, _) -> str:
+    """A difference of shares on an axis, in points."""
     return f"{100 * x:+.4g}".replace("-", "−") if abs(x) > 1e-9 else "0"
 
 

@@ -39,13 +39,14 @@ def found(root: Path = ROOT) -> str:
 
 
 def _chapter(chapter: Source, claims: list[Claim], results: Results) -> str:
-    judged = [(claim, _judged(claim, results)) for claim in claims]
+    judged = [(claim, judge(claim, results)) for claim in claims]
     rows = [row for claim, found in judged for row in _rows(claim, found, results)]
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in (HEADER, ["---"] * len(HEADER), *rows))
-    return f"**[{chapter.title}](book/chapters/{chapter.slug}.ipynb)** {_basis(chapter, judged, results)}\n\n{table}"
+    return f"**[{chapter.title}](book/chapters/{chapter.slug}.ipynb)** {basis(chapter, judged, results)}\n\n{table}"
 
 
-def _judged(claim: Claim, results: Results) -> dict | None:
+def judge(claim: Claim, results: Results) -> dict | None:
+    """The verdict with what it rests on; None where the results cannot speak to the claim."""
     try:
         return verdict(claim, results)
     except KeyError:  # published before the claim was written down, or without a pair that it is about
@@ -56,7 +57,7 @@ def _rows(claim: Claim, judged: dict | None, results: Results) -> list[tuple[str
     """A row for each setting of a claim; one for all where they are more than `FEW`, with the smallest and the largest effect."""
     if judged is None:
         return [(claim.says, ", ".join(claim.domains), "–", "–", "–", "not tested (not in the published run)")]
-    settings, beyond = judged["rows"], {where: _against_control(claim, row, results) for where, row in judged["rows"].items()}
+    settings, beyond = judged["rows"], {where: against_control(claim, row, results) for where, row in judged["rows"].items()}
     if len(settings) > FEW:
         ends = [f(settings, key=lambda where: settings[where]["effect"]) for f in (min, max)]
         tried = [found for found in beyond.values() if found]
@@ -67,13 +68,13 @@ def _rows(claim: Claim, judged: dict | None, results: Results) -> list[tuple[str
              "" if n else judged["verdict"]) for n, (where, row) in enumerate(settings.items())]
 
 
-def _against_control(claim: Claim, row: dict, results: Results) -> dict | None:
+def against_control(claim: Claim, row: dict, results: Results) -> dict | None:
     """The effect against the same student of T*, where there is one."""
     same = {name: row[name] for name in ("pair", "condition", "domain", "measure")}
     return next(iter(results.matching(method=claim.method, reference=f"{claim.method}*", **same)), None)
 
 
-def _basis(chapter: Source, judged: list[tuple[Claim, dict | None]], results: Results) -> str:
+def basis(chapter: Source, judged: list[tuple[Claim, dict | None]], results: Results) -> str:
     """Data, pairs, seeds, items, machine and, where they are not the paper's, epochs."""
     facts, given = results.provenance, results.provenance["parameters"]
     data = list(dict.fromkeys(NAMES.get(given[name], given[name]) for claim, _ in judged for name in claim.data

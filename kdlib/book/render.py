@@ -6,16 +6,23 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import unquote, urlsplit
 
-from bs4 import BeautifulSoup, Tag
+import yaml
+from bs4 import BeautifulSoup, SoupStrainer, Tag
 
-from kdlib.book import ROOT, BookError
+from kdlib.book import ROOT, BookError, downloads, landing
+from kdlib.book import results as results_file
 from kdlib.book.chapters import contents, read_notebook, sources
+from kdlib.book.results import Results
+from kdlib.book.text import numbered
 
 BOOK = ROOT / "book"
+LINKS = "external-links.txt"
+LAUNCH = {"binderhub_url": "https://mybinder.org", "notebook_interface": "jupyterlab"}
 
 STUB = """\
 # {title}
@@ -37,11 +44,11 @@ class RenderError(BookError):
     """jupyter-book warned or failed; the message holds its first complaints."""
 
 
-def render(chapters_dir: Path | None, out: Path) -> Path:
+def render(chapters_dir: Path | None, out: Path, config: Path = ROOT / "_config.yml") -> Path:
     """Render the book with the executed chapters of a folder (default: the published ones) to `out`/index.html.
 
     A chapter that the folder lacks becomes a page that says how to run it. Warnings are fatal, and so is what `check_html`
-    finds: RenderError, and an earlier `out` stays as it was.
+    finds: RenderError, and an earlier `out` stays as it was. `out`/external-links.txt lists the links that lead out of the book.
     """
     if chapters_dir and not Path(chapters_dir).is_dir():
         raise RenderError(f"no folder {chapters_dir}; run chapters into it first: kdlib run SLUG --out {chapters_dir}")
@@ -53,57 +60,82 @@ def render(chapters_dir: Path | None, out: Path) -> Path:
     with TemporaryDirectory(prefix=".render-", dir=out.parent) as work:
         source = Path(work, "source")
         shutil.copytree(BOOK, source, ignore=shutil.ignore_patterns("chapters", "results"))
-        for slug in contents():
-            _place(slug, chapters_dir, source)
-        html = _jupyter_book(source, Path(work))
+        found = {slug: results for slug in contents() if (results := _place(slug, chapters_dir, source))}
+        landing.place(found, source / "generated")
+        html = _jupyter_book(source, Path(work), config)
         for page in _pages(html):
             _mend(page)
         if problems := check_html(html):
             raise RenderError("\n".join(problems[:10]))
+        Path(html, LINKS).write_text("".join(f"{url}\t{', '.join(pages)}\n" for url, pages in links_out(html).items()))
         if out.exists():
             out.rename(Path(work, "earlier"))
         html.rename(out)
     return out
 
 
-def _place(slug: str, chapters_dir: Path, source: Path) -> None:
-    """Put a chapter into the source folder: its executed notebook with a link to its results, or a stub."""
+def _place(slug: str, chapters_dir: Path, source: Path) -> Results | None:
+    """Put a chapter into the source folder: its executed notebook with its downloads, or a stub. Its results, if it has any."""
     (source / "chapters").mkdir(exist_ok=True)
     executed = chapters_dir / f"{slug}.ipynb"
     if not executed.exists():
         title = sources()[slug].title if slug in sources() else slug.replace("-", " ").capitalize()
         (source / "chapters" / f"{slug}.md").write_text(STUB.format(slug=slug, title=title))
-        return
+        return None
     read_notebook(executed)  # or one line about it
     notebook = json.loads(executed.read_text())
+    _still(notebook)
     tagged = {tag: cell for cell in notebook["cells"] for tag in cell["metadata"].get("tags", [])}
     if "injected-parameters" in tagged:  # what the page was run with is shown, the defaults are folded
         tagged["parameters"]["metadata"]["tags"].append("hide-input")
+    _number_tables(notebook, 1 + contents().index(slug))
     stores = (chapters_dir / "results", chapters_dir.parent / "results")
-    results = next((path for store in stores if (path := store / f"{slug}.json").exists()), None)
-    if results:
-        (source / "results").mkdir(exist_ok=True)
-        shutil.copy(results, source / "results")
-        text = f"Every number of this page: {{download}}`{slug}.json <../results/{slug}.json>`, {{ref}}`explained <results-file>`."
-        cell_id = {"id": "results"} if notebook["nbformat_minor"] >= 5 else {}
-        notebook["cells"].append({"cell_type": "markdown", "metadata": {}, "source": text} | cell_id)
+    path = next((path for store in stores if (path := store / f"{slug}.json").exists()), None)
+    found = results_file.read(path) if path else None
+    cell_id = {"id": "downloads"} if notebook["nbformat_minor"] >= 5 else {}
+    notebook["cells"].append({"cell_type": "markdown", "metadata": {}, "source": downloads.place(executed, path, found, source)} | cell_id)
     (source / "chapters" / f"{slug}.ipynb").write_text(json.dumps(notebook))
+    return found
 
 
-def _jupyter_book(source: Path, work: Path) -> Path:
+def _still(notebook: dict) -> None:
+    """Leave out what needs a kernel: widgets, save for what they show without one."""
+    widget = "application/vnd.jupyter.widget-view+json"
+    notebook["metadata"].pop("widgets", None)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell["outputs"] = [o for o in cell["outputs"] if widget not in o.get("data", {}) or "text/html" in o["data"]]
+            for output in cell["outputs"]:
+                output.get("data", {}).pop(widget, None)
+
+
+def _number_tables(notebook: dict, chapter: int) -> None:
+    """Number the tables that cells display, as Sphinx numbers the figures."""
+    tables = count(1)
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            if page := output.get("data", {}).get("text/html"):
+                output["data"]["text/html"] = numbered("".join(page), chapter, tables)
+
+
+def _with_buttons(config: dict) -> dict:
+    """The configuration, with buttons to the repository, its issues and Binder where it names a repository."""
+    if not (config.get("repository") or {}).get("url"):
+        return config
+    return config | {"html": config["html"] | {"use_repository_button": True, "use_issues_button": True}, "launch_buttons": LAUNCH}
+
+
+def _jupyter_book(source: Path, work: Path, config: Path) -> Path:
     """Build with warnings as errors; the folder of the HTML."""
+    Path(work, "config.yml").write_text(yaml.safe_dump(_with_buttons(yaml.safe_load(config.read_text()))))
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", source]
-    command += ["--config", ROOT / "_config.yml", "--toc", source / "_toc.yml", "--path-output", work, "-W", "-n", "--keep-going"]
+    command += ["--config", work / "config.yml", "--toc", source / "_toc.yml", "--path-output", work, "-W", "-n", "--keep-going"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         log = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).replace(f"{source}/", "").splitlines()
         complaints = [line for line in log if re.search(r"WARNING|ERROR|CRITICAL|Error:|Exception", line)]
         raise RenderError("\n".join((complaints or log[-10:])[:10]))
     return work / "_build" / "html"
-
-
-def _pages(html: Path) -> list[Path]:
-    return [path for path in sorted(html.rglob("*.html")) if "_static" not in path.parts]
 
 
 def _mend(path: Path) -> None:
@@ -113,6 +145,8 @@ def _mend(path: Path) -> None:
         del page.html["data-theme"]
     for sidebar in page.select("#pst-primary-sidebar"):  # the book's title and its search lie in no landmark
         sidebar.attrs |= {"role": "complementary", "aria-label": "Book"}
+    for toggle in page.select("nav li.has-children > details > summary"):  # an arrow without a name
+        toggle["aria-label"] = f"Pages of {toggle.find_parent('li').a.get_text(strip=True)}"
     for tip in page.select("[data-bs-toggle=tooltip]"):  # else it is shown behind the last landmark
         tip["data-bs-container"] = "#main-content"
     for entry in page.select("div.citation"):  # of a list; Sphinx gives a role that ARIA has dropped
@@ -138,6 +172,20 @@ def check_html(out: Path) -> list[str]:
     for path in sorted(out.rglob("*.css")):
         problems += [f"{path.relative_to(out)}: loads {url}" for url in REMOTE_CSS.findall(path.read_text())]
     return problems
+
+
+def links_out(out: Path) -> dict[str, list[str]]:
+    """Addresses outside the book that its pages link to, each with the pages that do. A reader may follow them; no page needs them."""
+    found: dict[str, set[str]] = {}
+    for path in _pages(out):
+        for link in BeautifulSoup(path.read_text(), "html.parser", parse_only=SoupStrainer("a", href=True)).find_all("a"):
+            if REMOTE.match(link["href"]):
+                found.setdefault(link["href"], set()).add(path.relative_to(out).as_posix())
+    return {url: sorted(pages) for url, pages in sorted(found.items())}
+
+
+def _pages(out: Path) -> list[Path]:
+    return [path for path in sorted(out.rglob("*.html")) if "_static" not in path.parts]
 
 
 def _page_problems(path: Path, page: BeautifulSoup, anchors: dict[Path, set[str]]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from IPython.display import HTML, Markdown
 
@@ -89,6 +89,9 @@ def _cell(text: str) -> str:
     return re.sub(r"(\S+-&gt;)([^\s,;:]+)", r'<span class="kdlib-name">\1</span><wbr><span class="kdlib-name">\2</span>', html.escape(text))
 
 
+_HEAD = re.compile(r'<div class="kdlib-table"><p aria-hidden="true">(.*?)</p><div tabindex="0" role="region" aria-label="\1"><table><caption>\1</caption>')
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> HTML:
     """A table with a caption, whose first column names its rows. A row that repeats the name above leaves it out."""
     def row(cells, before):
@@ -101,6 +104,20 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) ->
     title = html.escape(caption)
     return HTML(f'<div class="kdlib-table"><p aria-hidden="true">{title}</p><div tabindex="0" role="region" aria-label="{title}"><table>'
                 f'<caption>{title}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></div>')
+
+
+def numbered(page: str, chapter: int, tables: Iterator[int]) -> str:
+    """HTML with tables made by `table`: the captions say "Table 3.2" for the second of chapter 3, and each has the anchor `table-2`.
+
+    `tables` counts the tables of the chapter, over all of its outputs.
+    """
+    def number(match: re.Match) -> str:
+        n = next(tables)
+        label = f"Table {chapter}.{n}"
+        return (f'<div class="kdlib-table" id="table-{n}"><p aria-hidden="true"><span class="caption-number">{label}</span> {match[1]}</p>'
+                f'<div tabindex="0" role="region" aria-label="{label} {match[1]}"><table><caption>{label} {match[1]}</caption>')
+
+    return _HEAD.sub(number, page)
 
 
 def settings(slug: str) -> HTML:

@@ -10,6 +10,7 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from kdlib.book.render import RenderError, check_html, contents, render
+from kdlib.book.results import PROVENANCE, Results
 
 SLUG = "domain-adaptation"
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -26,8 +27,7 @@ def executed(folder: Path, text: str = PAGE, alt: str | None = ALT) -> Path:
     cells = [new_markdown_cell(text),
              new_code_cell("glue('gain', gain)", outputs=[glued], execution_count=1),
              new_code_cell("draw()", outputs=[figure], execution_count=2, metadata={"mystnb": mystnb})]
-    (folder / "results").mkdir(parents=True)
-    (folder / "results" / f"{SLUG}.json").write_text(json.dumps({"chapter": SLUG, "effects": []}))
+    Results(SLUG, dict.fromkeys(PROVENANCE) | {"parameters": {}}).write(folder / "results" / f"{SLUG}.json")
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}}
     nbformat.write(new_notebook(cells=cells, metadata=metadata), folder / f"{SLUG}.ipynb")
     return folder

@@ -269,3 +269,54 @@ def test_the_fan_holds_lines_that_separate_and_its_arc_holds_all_of_them():
 def test_no_fan_where_no_line_separates(x, y):
     x = np.array(x, dtype=float).reshape(-1, 2)
     assert toy.arc(x, np.array(y)) is None and toy.fan(x, np.array(y)).shape == (0, 3)
+
+
+def test_moons_take_turns_and_no_line_parts_them():
+    x, y = toy.moons(400, noise=0.0, seed=1)
+    assert x.shape == (400, 2) and y[:4].tolist() == [0, 1, 0, 1]
+    centre = np.array([[-1, -0.7], [1, 0.7]])[y]
+    assert np.linalg.norm(x - centre, axis=1) == pytest.approx(2) and (np.where(y == 0, 1, -1) * (x - centre)[:, 1] >= 0).all()
+    assert toy.arc(x, y) is None
+    noisy, _ = toy.moons(400, noise=0.5, seed=1)
+    assert (noisy - x).std() == pytest.approx(0.5, abs=0.03) and (toy.moons(400, noise=0.5, seed=1)[0] == noisy).all()
+
+
+def test_two_layers_by_hand_and_beside_others():
+    nets = toy.TwoLayers([3, 8, 5], 4).requires_grad_(False)
+    x = torch.tensor(toy.moons(7)[0])
+    z = nets(x)
+    assert z.shape == (3, 7) and z.dtype == torch.float64
+    for i, p in itertools.product(range(3), range(7)):
+        hidden = [max(0.0, (x[p] @ nets.w1[i, :, k] + nets.b1[i, 0, k]).item()) for k in range(4)]
+        assert float(z[i, p]) == pytest.approx(sum(h * w.item() for h, w in zip(hidden, nets.w2[i, 0])) + float(nets.b2[i, 0]))
+    assert torch.equal(toy.TwoLayers([8], 4)(x)[0], z[1])  # a seed is a network, whatever stands beside it
+    assert torch.equal(nets(x.expand(3, 7, 2)), z)
+    assert torch.equal(nets.alone(2)(x), torch.stack([torch.zeros(7).double(), z[2]], 1))
+
+
+@pytest.mark.parametrize("gamma, alpha, tau", [(1, 0, 1.0), (0, 1, 4.0), (0.3, 0.7, 2.0)])
+def test_fit_descends_each_networks_own_loss_on_the_points_it_sees(gamma, alpha, tau):
+    x, y = (torch.tensor(v) for v in toy.moons(20))
+    teacher = toy.TwoLayers([9], 6)(x).detach()
+    seen = torch.stack([torch.arange(20) < 5, torch.arange(20) < 20])
+    nets, lr = toy.TwoLayers([1, 2], 6), 1e-3
+    alone = [toy.TwoLayers([s], 6) for s in (1, 2)]
+    toy.fit(nets, x.expand(2, 20, 2), seen=seen, labels=y.expand(2, 20), targets=teacher.expand(2, 20), gamma=gamma, alpha=alpha, tau=tau, steps=1, lr=lr)
+    for i, one in enumerate(alone):
+        z = one(x[seen[i]])[0]
+        two, told = (torch.stack([torch.zeros_like(v), v], 1) for v in (z, teacher[0, seen[i]]))
+        (gamma * losses.cross_entropy(two, y[seen[i]]) + alpha * losses.kl(two, told, tau=tau)).backward()
+        for p, q in zip(nets.parameters(), one.parameters()):  # Adam's first step is lr times the gradient's sign
+            assert p[i].detach() == pytest.approx((q - lr * q.grad / (q.grad.abs() + 1e-8)).detach()[0], abs=1e-9)
+
+
+def test_a_two_layer_student_told_all_answers_matches_its_teacher():
+    x, y = (torch.tensor(v)[None] for v in toy.moons(60))
+    everything = torch.ones_like(y)
+    teacher, student = toy.TwoLayers([1], 16), toy.TwoLayers([2], 16)
+    toy.fit(teacher, x, seen=everything, labels=y, gamma=1.0, steps=1500)
+    assert ((teacher(x) > 0) == (y > 0)).double().mean() > 0.95
+    targets = teacher(x).detach()
+    before = (student(x) - targets).abs().mean()
+    toy.fit(student, x, seen=everything, labels=y, targets=targets, alpha=1.0, tau=4.0, steps=1500)
+    assert (student(x) - targets).abs().mean() < 0.2 * before and ((student(x) > 0) == (targets > 0)).double().mean() > 0.96

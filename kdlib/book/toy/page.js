@@ -1,7 +1,8 @@
 
 // ---- the model of a page without a kernel: it keeps the state in the page's address -----------------------------------------------
 
-const scenes = JSON.parse(document.getElementById("scenes").textContent), heard = {}, held = { scenes };
+const host = document.getElementById("kdtoy"), scenes = JSON.parse(document.getElementById("kdtoy-scenes").textContent);
+const heard = {}, held = { scenes, state: check(scenes[0]), message: "" };
 const model = {
   get: name => held[name],
   set: (name, value) => { held[name] = value; },
@@ -9,9 +10,11 @@ const model = {
   save_changes: () => history.replaceState(null, "", `#${encode(held.state)}${held.embed ? "&embed" : ""}`),
 };
 function read() {
+  const text = location.hash.slice(1);
+  if ("chapter" in host.dataset && !/^(v|scene)=/.test(text)) return; // a heading's
   held.message = "";
   try {
-    Object.assign(held, decode(location.hash.slice(1), scenes));
+    Object.assign(held, decode(text, scenes));
   } catch (error) {
     held.message = `This link cannot be read: ${error.message}. The opening picture is shown instead.`;
     held.state = check(scenes[0]);
@@ -21,5 +24,5 @@ function read() {
 }
 read();
 document.documentElement.toggleAttribute("data-embed", Boolean(held.embed));
-render({ model, el: document.getElementById("toy") });
+render({ model, el: host });
 addEventListener("hashchange", read);
