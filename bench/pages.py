@@ -19,7 +19,7 @@ LOOK = """async () => {
 
 
 def pages(book: Path) -> list[Path]:
-    return [path for path in sorted(book.rglob("*.html")) if "_static" not in path.parts and path.name != "index.html"]
+    return [path for path in sorted(book.rglob("*.html")) if "_static" not in path.parts and path != book / "index.html"]
 
 
 def own_bytes(path: Path, urls: set[str], book: Path) -> int:

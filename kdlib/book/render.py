@@ -147,6 +147,8 @@ def _mend(path: Path) -> None:
         sidebar.attrs |= {"role": "complementary", "aria-label": "Book"}
     for toggle in page.select("nav li.has-children > details > summary"):  # an arrow without a name
         toggle["aria-label"] = f"Pages of {toggle.find_parent('li').a.get_text(strip=True)}"
+    for toggle in page.select("img.toggler"):  # folds the index of modules, for a mouse alone
+        toggle.decompose()
     for tip in page.select("[data-bs-toggle=tooltip]"):  # else it is shown behind the last landmark
         tip["data-bs-container"] = "#main-content"
     for entry in page.select("div.citation"):  # of a list; Sphinx gives a role that ARIA has dropped

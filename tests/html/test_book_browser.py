@@ -81,8 +81,10 @@ def axe(browser):
     """Of a page in some state: the violations that axe-core finds."""
     from axe_playwright_python.sync_playwright import Axe
 
+    engine = Axe()
+
     def run(page, state: str) -> list[str]:
-        found = Axe().run(page, options=AXE).response["violations"]
+        found = engine.run(page, options=AXE).response["violations"]
         return [f"{state}: {rule['id']}: {json.dumps(node['target'])} {node['failureSummary']}" for rule in found for node in rule["nodes"]]
 
     return run
@@ -112,7 +114,7 @@ def load(context, path: Path, seen: Seen):
     page.on("request", lambda r: seen.asked.add(r.url))
     page.goto(path.as_uri())
     page.evaluate("() => window.MathJax?.startup.promise.then(() => {})")
-    page.wait_for_timeout(200)
+    page.wait_for_timeout(50)
     return page
 
 
@@ -120,16 +122,17 @@ def look(context, path: Path, axe) -> Seen:
     seen = Seen()
     page = load(context, path, seen)
     page.evaluate("for (const image of document.images) image.loading = 'eager'")
+    page.add_style_tag(content="* { transition: none !important }")  # no colour is on its way to another
     seen.facts = page.evaluate(FACTS)
     page.evaluate("for (const folded of document.querySelectorAll('details')) folded.open = true")
     for theme in THEMES:
         page.emulate_media(color_scheme=theme)
-        page.wait_for_timeout(300)
+        page.wait_for_timeout(50)
         seen.theme.append(page.evaluate("document.documentElement.dataset.theme"))
         seen.shots.append(np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("L"), dtype=int))
         seen.violations += axe(page, theme)
     page.set_viewport_size(NARROW)
-    page.wait_for_timeout(500)
+    page.wait_for_timeout(400)  # the theme hears of it with some delay
     seen.width, seen.lost = page.evaluate("document.documentElement.scrollWidth"), page.evaluate(LOST)
     page.close()
     return seen
@@ -138,7 +141,8 @@ def look(context, path: Path, axe) -> Seen:
 @pytest.fixture(scope="module")
 def pages(browser, book, axe) -> dict[str, Seen]:
     """Every page of the book, each looked at once."""
-    names = [path.relative_to(book).with_suffix("").as_posix() for path in sorted(book.rglob("*.html")) if "_static" not in path.parts and path.name != "index.html"]
+    names = [path.relative_to(book).with_suffix("").as_posix() for path in sorted(book.rglob("*.html")) if "_static" not in path.parts]
+    names.remove("index")  # which leads elsewhere
     assert {"search", *(f"chapters/{slug}" for slug in contents())} <= set(names)
     context = browser.new_context(viewport=WIDE, offline=True, reduced_motion="reduce")
     yield {name: look(context, book / f"{name}.html", axe) for name in names}
