@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from kdlib import toy
 from kdlib.data import augment
 from kdlib.models import features, view
 from kdlib.probes import accuracy, adversarial, boundary, divergence, invariance, localization
@@ -460,6 +461,41 @@ class Attacked(Measure):
 
     def compute(self, net, target):
         return {"prediction": _small(accuracy.predict(net, self.attack.draw(self.run.device, target)))}
+
+
+@dataclass(frozen=True)
+class Recovery(Measure):
+    """`toy.recovery_error` for random teachers 0 to `draws` - 1: `error` (draws,)."""
+
+    m: int
+    n: int
+    draws: int
+    noise: float = 0.0
+    tau: float | None = None
+
+    version: ClassVar[int] = 1
+
+    def compute(self):
+        return {"error": np.array([toy.recovery_error(self.m, self.n, noise=self.noise, tau=self.tau, seed=s) for s in range(self.draws)])}
+
+
+@dataclass(frozen=True)
+class Bend(Measure):
+    """`toy.bend` for these settings: `agreement` (students, counts, seeds, triplets) and `logit` (4, 129, 181)."""
+
+    counts: tuple[int, ...]
+    seeds: int
+    width: int
+    steps: int
+    tau: float
+    triplets: int
+    resolution: int
+    shown: int
+
+    version: ClassVar[int] = 1
+
+    def compute(self):
+        return toy.bend(**self._fields())
 
 
 def _latest(images: Attack | Noise, make: Callable[[], torch.Tensor]) -> torch.Tensor:

@@ -18,6 +18,8 @@ from numpy import ndarray as Array
 from scipy.special import expit, log_expit, logit
 from torch import Tensor, nn
 
+from kdlib.probes import boundary
+
 PENALTY = 0.01  # of the teacher's squared weights: on separable classes an unpenalised one would grow without end
 
 
@@ -230,6 +232,10 @@ def fan(x: Array, y: Array, *, directions: int = 15, offsets: int = 1) -> Array:
     return np.column_stack([w.repeat(offsets, 0), b.ravel()])
 
 
+POINTS = 200  # that a two-layer teacher sees
+BENT = "Ind", "Ind2", "KL", "KL*"  # its students
+
+
 def moons(n: int, *, noise: float = 0.35, seed: int = 0) -> tuple[Array, Array]:
     """Points x (n, 2) of two interleaved half circles of radius 2, with normal noise, and their classes y (n,), which take turns."""
     rng = np.random.default_rng(seed)
@@ -292,6 +298,48 @@ def fit(nets: TwoLayers, x: Tensor, *, seen: Tensor, labels: Tensor, targets: Te
         loss.backward()
         optimizer.step()
         schedule.step()
+
+
+def bend(*, counts: Sequence[int], seeds: int, width: int, steps: int, tau: float, triplets: int, resolution: int, shown: int) -> dict[str, Array]:
+    """What is left of the theorem with one hidden layer, on `moons`: boundary agreement of students with their teacher T, on planes.
+
+    T saw `POINTS` points; a student sees the first n, for each n of `counts`: Ind and Ind2 their labels, KL the logits of T, KL* those of T*,
+    a teacher that saw these n points only. All seeds and counts are trained side by side. Returns `agreement` (methods, counts, seeds,
+    triplets) in the order of `BENT`; and `logit` (4, 129, 181) of seed 0's T, Ind, KL and KL* with `shown` points, on the grid of `view`.
+    """
+    everyone = range(seeds)
+    x, y = (torch.tensor(np.stack(of)) for of in zip(*(moons(POINTS, seed=1000 + seed) for seed in everyone)))
+    teachers = TwoLayers([100 + seed for seed in everyone], width)
+    fit(teachers, x, seen=torch.ones_like(y), labels=y, gamma=1.0, steps=steps)
+
+    def several(of):
+        return of.detach().repeat(len(counts), *[1] * (of.ndim - 1))
+
+    seen = torch.stack([torch.arange(POINTS) < n for n in counts for _ in everyone])
+    nets = {}
+    for method, first, hard in ("Ind", 0, True), ("Ind2", 500, True), ("KL", 0, False), ("T*", 300, True), ("KL*", 0, False):
+        nets[method] = TwoLayers([first + seed for _ in counts for seed in everyone], width)
+        targets = {"KL": lambda: several(teachers(x)), "KL*": lambda: nets["T*"](several(x)).detach()}.get(method, lambda: None)()
+        fit(nets[method], several(x), seen=seen, labels=several(y), targets=targets, gamma=float(hard), alpha=float(not hard), tau=tau, steps=steps)
+
+    corners = [torch.tensor(moons(100, seed=5000 + seed)[0]) for seed in everyone]
+    chosen = [boundary.triplets(torch.zeros(100), triplets, distinct=False, generator=torch.Generator().manual_seed(seed)) for seed in everyone]
+
+    def regions(of, i, seed):
+        return [boundary.regions(of.alone(i).eval(), corners[seed][three], resolution=resolution) for three in chosen[seed]]
+
+    theirs = [regions(teachers, seed, seed) for seed in everyone]
+    agreement = [[[[boundary.agreement(a, b) for a, b in zip(regions(nets[m], k * seeds + seed, seed), theirs[seed])] for seed in everyone]
+                  for k in range(len(counts))] for m in BENT]
+    plane = torch.tensor(np.stack(np.meshgrid(*view()), -1).reshape(-1, 2))
+    with torch.no_grad():
+        pictured = [teachers(plane)[0], *(nets[m](plane)[list(counts).index(shown) * seeds] for m in ("Ind", "KL", "KL*"))]
+    return {"agreement": np.array(agreement), "logit": torch.stack(pictured).view(4, 129, 181).half().numpy()}
+
+
+def view() -> tuple[Array, Array]:
+    """The coordinates (181,) and (129,) of the picture of `bend`."""
+    return np.linspace(-4.5, 4.5, 181), np.linspace(-3.2, 3.2, 129)
 
 
 def _with_one(x: Array) -> Array:

@@ -87,7 +87,7 @@ def test_refuses_to_replace_a_folder_that_is_no_book(tmp_path):
 
 
 def test_published_book(tmp_path):
-    assert contents() == ["methods", "localization", "adversarial", "invariance", "unseen-domains", SLUG, "decision-boundary"]
+    assert contents() == ["methods", "localization", "adversarial", "invariance", "unseen-domains", SLUG, "decision-boundary", "toy"]
     assert check_html(render(None, tmp_path / "html")) == []
 
 

@@ -9,7 +9,7 @@ import nbformat
 from kdlib.book.execute import digest
 
 SLUG = "domain-adaptation"
-CHAPTERS = ("methods", "localization", "adversarial", "invariance", "unseen-domains", "domain-adaptation", "decision-boundary")
+CHAPTERS = ("methods", "localization", "adversarial", "invariance", "unseen-domains", "domain-adaptation", "decision-boundary", "toy")
 
 
 def kdlib(*words, **environment):

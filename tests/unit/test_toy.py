@@ -7,6 +7,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from kdlib import losses, toy
+from kdlib.probes import boundary
 
 
 def draw(n, m, seed=0):
@@ -320,3 +321,21 @@ def test_a_two_layer_student_told_all_answers_matches_its_teacher():
     before = (student(x) - targets).abs().mean()
     toy.fit(student, x, seen=everything, labels=y, targets=targets, alpha=1.0, tau=4.0, steps=1500)
     assert (student(x) - targets).abs().mean() < 0.2 * before and ((student(x) > 0) == (targets > 0)).double().mean() > 0.96
+
+
+def test_bend_compares_each_student_with_its_own_teacher():
+    settings = dict(seeds=2, width=4, steps=30, tau=4.0, triplets=3, resolution=5)
+    found = toy.bend(counts=(4, 20), shown=20, **settings)
+    assert found["agreement"].shape == (4, 2, 2, 3) and found["logit"].shape == (4, 129, 181)
+    # one of them by hand: the KL student of seed 1 with 20 points, and its teacher
+    x, y = (torch.tensor(v)[None] for v in toy.moons(toy.POINTS, seed=1001))
+    teacher, student = toy.TwoLayers([101], 4), toy.TwoLayers([1], 4)
+    toy.fit(teacher, x, seen=torch.ones_like(y), labels=y, gamma=1.0, steps=30)
+    toy.fit(student, x[:, :20], seen=torch.ones_like(y[:, :20]), labels=y[:, :20], targets=teacher(x[:, :20]).detach(), alpha=1.0, tau=4.0, steps=30)
+    tests = torch.tensor(toy.moons(100, seed=5001)[0])
+    for k, three in enumerate(boundary.triplets(torch.zeros(100), 3, distinct=False, generator=torch.Generator().manual_seed(1))):
+        points, _ = boundary.plane(tests[three], resolution=5)
+        same = ((student(points)[0] > 0) == (teacher(points)[0] > 0)).double().mean().item()
+        assert found["agreement"][toy.BENT.index("KL"), 1, 1, k] == pytest.approx(same, abs=1e-6)
+    alone = toy.bend(counts=(20,), shown=20, **settings)
+    assert alone["agreement"][:, 0] == pytest.approx(found["agreement"][:, 1], abs=1e-6), "what is trained beside them changes nothing"

@@ -434,7 +434,7 @@ export function render({ model, el }) {
       html("div", { class: q("choice"), role: "group", "aria-label": "What the student is told" }, ...told),
       slider("weight of the hard labels, γ", "gamma", { min: 0, max: 1, step: 0.05, text: v => v.toFixed(2) }),
       slider("weight of the soft targets, α", "alpha", { min: 0, max: 1, step: 0.05, text: v => v.toFixed(2) }),
-      html("p", { class: q("small") }, "Loss: γ × cross entropy + α × τ² × KL divergence. Only the ratio of the weights matters here.")),
+      html("p", { class: q("small") }, "Loss: γ × cross entropy + α × τ² × KL divergence. The step size is divided by γ + α, so only their ratio matters.")),
     points: panel("Which points?", "Drag any point. The student sees filled points, the teacher sees all. Choose a point to change its class, "
       + "to show it to the student or hide it, or to remove it. Double-click an empty place to add one there.",
       html("div", { class: q("choice") }, button("Add a point", () => add(0.5 + 0.25 * (state.points.length % 5), 0.5)),
