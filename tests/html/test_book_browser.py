@@ -107,7 +107,7 @@ def visit(browser, book):
 
 def load(context, path: Path, seen: Seen):
     page = context.new_page()
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(60_000)  # on a busy machine
     page.on("console", lambda m: seen.complaints.append(m.text) if m.type in ("error", "warning") else None)
     page.on("pageerror", lambda e: seen.complaints.append(str(e)))
     page.on("requestfailed", lambda r: seen.complaints.append(f"failed: {r.url}"))
@@ -127,7 +127,7 @@ def look(context, path: Path, axe) -> Seen:
     page.evaluate("for (const folded of document.querySelectorAll('details')) folded.open = true")
     for theme in THEMES:
         page.emulate_media(color_scheme=theme)
-        page.wait_for_timeout(50)
+        page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 50))))")  # told, and drawn
         seen.theme.append(page.evaluate("document.documentElement.dataset.theme"))
         seen.shots.append(np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("L"), dtype=int))
         seen.violations += axe(page, theme)
