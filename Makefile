@@ -3,7 +3,7 @@ BIN := .venv/bin
 READY := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: book test html lab bench lock clean help
+.PHONY: book test html sizes lab bench lock clean help
 
 book: $(READY)  ## run every chapter (profile cpu) and render _build/html/index.html
 	$(BIN)/kdlib run --all --profile cpu && $(BIN)/kdlib book --from _build/cpu --out _build/html
@@ -13,6 +13,9 @@ test: $(READY)  ## run the tests
 
 html: $(READY)  ## render the published chapters: _build/published/html/index.html
 	$(BIN)/kdlib book --out _build/published/html
+
+sizes: html  ## hold the published pages to their budgets of size and sharpness
+	$(BIN)/python -m bench.pages _build/published/html
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks/

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 
-from bench import attack, cam, contrast, peers, processes, step
+from bench import attack, cam, contrast, peers, processes, step, toy_frame
+from bench.browser import NoBrowser
 from kdlib.train import machine
 
-QUESTIONS = {"step": step, "contrast": contrast, "peers": peers, "processes": processes, "attack": attack, "cam": cam}
+QUESTIONS = {"step": step, "contrast": contrast, "peers": peers, "processes": processes, "attack": attack, "cam": cam,
+             "toy_frame": toy_frame}
 
 
 def table(header, rows) -> str:
@@ -35,6 +37,9 @@ def main() -> int:
             facts = getattr(question, "facts", dict)()
         except ImportError as error:
             print(f"bench: {name}: {error}; pip install kdlib[bench]", file=sys.stderr)
+            return 1
+        except NoBrowser as error:
+            print(f"bench: {name}: {error}", file=sys.stderr)
             return 1
         rows = []
         for row in question.rows(options.quick):

@@ -1,4 +1,5 @@
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,10 @@ def real_data():
     if not os.environ.get("KDLIB_DATA"):
         pytest.skip("KDLIB_DATA is not set: no real data here")
     return Path(os.environ["KDLIB_DATA"])
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say once what was skipped and why."""
+    skipped = [report.longrepr for report in terminalreporter.stats.get("skipped", [])]
+    for reason, n in Counter(text[2] for text in skipped if isinstance(text, tuple)).items():
+        terminalreporter.write_line(f"{n} skipped: {reason.removeprefix('Skipped: ')}")

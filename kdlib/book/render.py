@@ -63,6 +63,8 @@ def render(chapters_dir: Path | None, out: Path, config: Path = ROOT / "_config.
         found = {slug: results for slug in contents() if (results := _place(slug, chapters_dir, source))}
         landing.place(found, source / "generated")
         html = _jupyter_book(source, Path(work), config)
+        for page in _pages(html):
+            _mend(page)
         if problems := check_html(html):
             raise RenderError("\n".join(problems[:10]))
         Path(html, LINKS).write_text("".join(f"{url}\t{', '.join(pages)}\n" for url, pages in links_out(html).items()))
@@ -134,6 +136,24 @@ def _jupyter_book(source: Path, work: Path, config: Path) -> Path:
         complaints = [line for line in log if re.search(r"WARNING|ERROR|CRITICAL|Error:|Exception", line)]
         raise RenderError("\n".join((complaints or log[-10:])[:10]))
     return work / "_build" / "html"
+
+
+def _mend(path: Path) -> None:
+    """Correct what the theme's markup denies to assistive technology, and no setting changes."""
+    page = BeautifulSoup(path.read_text(), "html.parser")
+    if page.html and page.html.get("data-theme") == "auto":  # no stylesheet knows it: without scripts there would be no colours
+        del page.html["data-theme"]
+    for sidebar in page.select("#pst-primary-sidebar"):  # the book's title and its search lie in no landmark
+        sidebar.attrs |= {"role": "complementary", "aria-label": "Book"}
+    for toggle in page.select("nav li.has-children > details > summary"):  # an arrow without a name
+        toggle["aria-label"] = f"Pages of {toggle.find_parent('li').a.get_text(strip=True)}"
+    for toggle in page.select("img.toggler"):  # folds the index of modules, for a mouse alone
+        toggle.decompose()
+    for tip in page.select("[data-bs-toggle=tooltip]"):  # else it is shown behind the last landmark
+        tip["data-bs-container"] = "#main-content"
+    for entry in page.select("div.citation"):  # of a list; Sphinx gives a role that ARIA has dropped
+        entry["role"] = "listitem"
+    path.write_text(str(page))
 
 
 REMOTE = re.compile(r"\s*(https?:)?//", re.IGNORECASE)
