@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 import yaml
 from bs4 import BeautifulSoup, SoupStrainer, Tag
 
-from kdlib.book import ROOT, BookError, downloads, landing
+from kdlib.book import ROOT, BookError, downloads, landing, toy
 from kdlib.book import results as results_file
 from kdlib.book.chapters import contents, read_notebook, sources
 from kdlib.book.results import Results
@@ -99,14 +99,15 @@ def _place(slug: str, chapters_dir: Path, source: Path) -> Results | None:
 
 
 def _still(notebook: dict) -> None:
-    """Leave out what needs a kernel: widgets, save for what they show without one."""
+    """Leave out what needs a kernel: widgets, save for what they show without one. The toy example is shown as it is today."""
     widget = "application/vnd.jupyter.widget-view+json"
     notebook["metadata"].pop("widgets", None)
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            cell["outputs"] = [o for o in cell["outputs"] if widget not in o.get("data", {}) or "text/html" in o["data"]]
-            for output in cell["outputs"]:
-                output.get("data", {}).pop(widget, None)
+    for cell in (c for c in notebook["cells"] if c["cell_type"] == "code"):
+        cell["outputs"] = [o for o in cell["outputs"] if widget not in o.get("data", {}) or "text/html" in o["data"]]
+        for data in (o["data"] for o in cell["outputs"] if "data" in o):
+            data.pop(widget, None)
+            if toy.HOST in "".join(data.get("text/html", "")):
+                data["text/html"] = toy.inline()
 
 
 def _number_tables(notebook: dict, chapter: int) -> None:

@@ -301,3 +301,50 @@ def test_what_is_wrong_is_seen(browser, axe, tmp_path):
     assert any(url.startswith("https:") for url in seen.asked) and {"oh", f"failed: {(tmp_path / 'gone.png').as_uri()}"} <= set(seen.complaints)
     assert seen.facts["raw"] == ["$x^2$"] and seen.facts["untypeset"] == ["x"] and len(seen.facts["blank"]) == 2
     assert sum("light: color-contrast" in text for text in seen.violations) and seen.width > 390 and seen.lost == ["TABLE wide"]
+
+
+def test_the_toy_example_lives_in_its_chapter(visit):
+    page = visit("chapters/toy")
+
+    def rest():
+        page.wait_for_timeout(50)
+        page.wait_for_selector(".kdtoy-picture[aria-busy=false]")
+        page.wait_for_timeout(350)
+
+    rest()
+    teacher, told = ".kdtoy-line.kdtoy-teacher", ".kdtoy-scene strong"
+    before = page.get_attribute(teacher, "d")
+    page.locator(".kdtoy-picture").scroll_into_view_if_needed()
+    box = page.locator(".kdtoy-point .kdtoy-shape").nth(7).bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x - 60, y + 10)
+    page.mouse.move(x - 120, y + 20)
+    page.mouse.up()
+    rest()
+    moved = page.get_attribute(teacher, "d")
+    assert moved != before and page.evaluate("location.hash").startswith("#v=1&scene=three&")
+    page.click("a.reference.internal[href='#why-three-are-enough']")  # a heading's address is none of the example's
+    rest()
+    assert page.get_attribute(teacher, "d") == moved and not page.is_visible(".kdtoy-message")
+    page.click(".kdlib-steps a[href='#scene=two']")
+    rest()
+    assert page.inner_text(told) == "Two points leave the line free to turn." and page.locator(".kdtoy-seen").count() == 2
+    top = page.locator(".kdtoy-scenes").bounding_box()["y"]
+    assert -10 < top < 400, "the link leads to the example"
+    page.evaluate("location.hash = 'v=1&tau=<img>'")
+    rest()
+    assert "This link cannot be read" in page.inner_text(".kdtoy-message")
+    page.close()
+    shared = visit("chapters/toy", NARROW, has_touch=True)
+    shared.evaluate("location.hash = 'scene=cold'")
+    shared.wait_for_function("document.querySelector('.kdtoy-scene strong').textContent.startsWith('At a low temperature')")
+
+
+def test_without_scripts_the_toy_chapter_shows_its_picture(browser, book):
+    page = browser.new_page(offline=True, java_script_enabled=False)
+    page.goto((book / "chapters/toy.html").as_uri())
+    assert page.is_visible("#fig-toy-answer img") and "in a browser that runs JavaScript" in page.inner_text("article")
+    assert not page.locator("#kdtoy button").count()
+    page.close()

@@ -130,3 +130,19 @@ def test_check_html_passes_what_is_fine_and_reads_stylesheets(tmp_path):
     assert check_html(tmp_path) == []
     (tmp_path / "a.css").write_text("@font-face { src: url('https://example.org/f.woff2'); }")
     assert check_html(tmp_path) == ["a.css: loads https://example.org/f.woff2"]
+
+
+def test_what_needs_a_kernel_is_left_out_and_the_toy_example_is_todays(tmp_path):
+    from kdlib.book import toy
+
+    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "x"}, "text/plain": "Widget()"}
+    page = new_notebook(cells=[new_markdown_cell("# A chapter"),
+                               new_code_cell("sliders", outputs=[new_output("display_data", widget)], execution_count=1),
+                               new_code_cell("demo", outputs=[new_output("display_data", widget | {"text/html": f"{toy.HOST}</div>as it was"})], execution_count=2)],
+                        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"},
+                                  "widgets": {"application/vnd.jupyter.widget-state+json": {"state": {}}}})
+    (tmp_path / "run").mkdir()
+    nbformat.write(page, tmp_path / "run" / f"{SLUG}.ipynb")
+    html = (render(tmp_path / "run", tmp_path / "html") / "chapters" / f"{SLUG}.html").read_text()
+    assert "Widget()" not in html and "widget-view" not in html and "as it was" not in html
+    assert toy.HOST in html and "export function render" in html

@@ -17,6 +17,7 @@ from kdlib.book import BookError
 HERE = Path(__file__).parent
 X, Y = 5, 4  # the picture shows [-5, 5] x [-4, 4]
 SCALE = 48  # SVG units in one unit of the plane
+HOST = '<div id="kdtoy" data-chapter>'
 MOST = 200  # points
 LIMITS = {  # lowest, highest, decimals: as in toy.js
     "gamma": (0, 1, 2), "alpha": (0, 1, 2), "tau": (0.1, 20, 2), "noise": (0, 5, 2), "draw": (1, 999999, 0), "start": (1, 999999, 0),
@@ -144,7 +145,7 @@ def page() -> str:
 def inline() -> str:
     """The example inside a chapter's page, which has one: a link to `#scene=NAME` opens that scene. Other fragments are left to the page."""
     anchors = "".join(f'<span id="scene={scene["scene"]}"></span>' for scene in scenes())
-    return (f'<style>{_text("toy.css")}</style>{anchors}<div id="kdtoy" data-chapter></div><noscript><p>The points of the figure above can be '
+    return (f'<style>{_text("toy.css")}</style>{anchors}{HOST}</div><noscript><p>The points of the figure above can be '
             f'dragged here in a browser that runs JavaScript.</p></noscript><script type="application/json" id="kdtoy-scenes">{_scenes()}</script>'
             f'<script type="module">{_text("toy.js")}{_text("page.js")}</script>')
 

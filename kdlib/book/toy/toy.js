@@ -689,7 +689,7 @@ export function render({ model, el }) {
     const room = figure.clientWidth || 600;
     const width = Math.max(240, Math.min(room, embed ? 1200 : 720, Math.max(embed ? 0 : 400, innerHeight - (embed ? 150 : 340)) * X / Y));
     scale = width / (2 * X);
-    set(picture, { width: width.toFixed(0), height: (width * Y / X).toFixed(0) });
+    set(picture, { width: width.toFixed(0), height: (width * Y / X).toFixed(0), viewBox: `0 0 ${width.toFixed(0)} ${(width * Y / X).toFixed(0)}` });
     set(picture.firstChild, { width: (2 * X * scale).toFixed(1), height: (2 * Y * scale).toFixed(1) });
     later();
   }
