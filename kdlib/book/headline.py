@@ -61,7 +61,7 @@ def _rows(claim: Claim, judged: dict | None, results: Results) -> list[tuple[str
     if len(settings) > FEW:
         ends = [f(settings, key=lambda where: settings[where]["effect"]) for f in (min, max)]
         tried = [found for found in beyond.values() if found]
-        return [(claim.says, count(len(settings), "setting"), "; ".join(f"{effect(settings[where], claim.unit)} ({typeset(where)})" for where in ends),
+        return [(claim.says, count(len(settings), "setting"), "; ".join(f"{effect(settings[where], claim.unit)} ({where})" for where in ends),
                  f"above zero in {sum(map(gains, tried))} of {len(tried)}" if tried else "–", "in the chapter",
                  f"{judged['verdict']} ({list(judged['settled'].values()).count('yes')} of {len(settings)})")]
     return [("" if n else claim.says, where, effect(row, claim.unit), points(beyond[where]) if beyond[where] else "–", typeset(judged["paper"][where]),

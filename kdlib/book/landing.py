@@ -89,7 +89,7 @@ def edition(found: dict[str, Results]) -> str:
 
 
 def rows(found: dict[str, Results]) -> list[Row]:
-    """A row for each property and setting that the paper makes a claim about, of the first pair that was run."""
+    """A row for each property, pair of networks and setting that the paper makes a claim about."""
     made = []
     for of in PROPERTIES:
         settings: dict[tuple, Row] = {}
@@ -99,8 +99,14 @@ def rows(found: dict[str, Results]) -> list[Row]:
                 row.twin[claim.method] = effect
                 if control := against_control(claim, effect, found[of.chapter]):
                     row.control[claim.method] = control
-        made += [row for row in settings.values() if row.pair == next(iter(settings))[0]]
+        made += settings.values()
     return made
+
+
+def of_first_pair(every: list[Row]) -> list[Row]:
+    """The rows of the first pair that a property was measured on: those that are drawn large, and written down."""
+    first = {row.of: row.pair for row in reversed(every)}
+    return [row for row in every if row.pair == first[row.of]]
 
 
 def _effects(of: Property, found: dict[str, Results]) -> Iterator[tuple[Claim, dict]]:
@@ -111,29 +117,30 @@ def _effects(of: Property, found: dict[str, Results]) -> Iterator[tuple[Claim, d
                 yield from ((claim, effect) for effect in judgement["rows"].values() if effect["effect"] is not None)
 
 
-def handed_on(shown: list[Row], method: str, panel: str = "twin") -> tuple[int, int]:
-    """Of how many properties the interval lies above zero in every setting, and of how many there are effects."""
+def handed_on(every: list[Row], method: str, panel: str = "twin") -> tuple[int, int]:
+    """Of how many properties the interval lies above zero in every pair and setting, and of how many there are effects."""
     tried: dict[Property, list[bool]] = {}
-    for row in shown:
+    for row in every:
         if method in (effects := getattr(row, panel)):
             tried.setdefault(row.of, []).append(gains(effects[method]))
     return sum(map(all, tried.values())), len(tried)
 
 
-def tally(shown: list[Row], panel: str = "twin") -> str:
-    """'KL hands on 4 of 6 properties, Hint 4 of 6, CRD none of 6'."""
-    counts = {m: handed_on(shown, m, panel) for m in METHODS}
+def tally(every: list[Row], panel: str = "twin") -> str:
+    """'KL hands on 4 of 6 properties, Hint 4 of 6, CRD none of 6', and whether that is said of several pairs."""
+    counts = {m: handed_on(every, m, panel) for m in METHODS}
     parts = [f"{n or 'none'} of {of}" for n, of in counts.values() if of]
     names = [m for m, (_, of) in counts.items() if of]
     if not parts:
         return ""
     first, *rest = zip(names, parts)
-    return ", ".join([f"{first[0]} hands on {first[1]} properties", *(f"{name} {part}" for name, part in rest)])
+    said = ", ".join([f"{first[0]} hands on {first[1]} properties", *(f"{name} {part}" for name, part in rest)])
+    return f"In every pair of networks, {said}" if len(of_first_pair(every)) < len(every) else said
 
 
-def title(shown: list[Row], found: dict[str, Results]) -> str:
+def title(every: list[Row], found: dict[str, Results]) -> str:
     """The finding in words, or why there is none."""
-    return _nothing(shown, found) or tally(shown)
+    return _nothing(every, found) or tally(every)
 
 
 def _nothing(shown: list[Row], found: dict[str, Results]) -> str:
@@ -142,12 +149,14 @@ def _nothing(shown: list[Row], found: dict[str, Results]) -> str:
     return "Too few seeds for a finding" if all(effect["low"] is None for row in shown for effect in row.twin.values()) else ""
 
 
-def draw(shown: list[Row], title: str) -> Figure:
-    """A row for each setting, in it a marker a method with its 95 % interval; the second panel is against T*'s students."""
+def draw(every: list[Row], title: str) -> Figure:
+    """A row for each setting, in it a marker a method with its 95 % interval; the second panel is against T*'s students. Small hollow
+    markers: the other pairs of networks."""
+    shown = of_first_pair(every)
     labels, places, height = _labels(shown)
     panels = {"twin": "A student minus its\nindependent twin", "control": "A student minus its\ntwin of teacher T*"}
     panels = {panel: heading for panel, heading in panels.items() if any(getattr(row, panel) for row in shown)}
-    values = [effect["effect"] for row in shown for panel in panels for effect in getattr(row, panel).values()]
+    values = [effect["effect"] for row in every for panel in panels for effect in getattr(row, panel).values()]
     low, high = min(0, *values) - 0.12, max(0, *values) + 0.12
     figure, axes = plt.subplots(1, len(panels), figsize=(figures.WIDTH, 1.7 + 0.37 * height), sharex=True, sharey=True, squeeze=False)
     for axis, (panel, heading) in zip(axes[0], panels.items()):
@@ -156,6 +165,9 @@ def draw(shown: list[Row], title: str) -> Figure:
             for k, method in enumerate(METHODS):
                 if method in (effects := getattr(row, panel)):
                     _interval(axis, line + 0.25 * (k - 1), effects[method], figures.marker(method, 6), low, high)
+                others = [getattr(other, panel).get(method) for other in every if (other.of, other.domain) == (row.of, row.domain) and other.pair != row.pair]
+                axis.plot([o["effect"] for o in others if o], [line + 0.25 * (k - 1)] * sum(map(bool, others)),
+                          **figures.marker(method, 3.5) | {"markerfacecolor": "white", "markeredgewidth": 1})
         axis.set_title(heading)
         axis.set(xlabel="difference, points", xlim=(low, high), ylim=(height, -0.1))
         axis.tick_params(axis="y", length=0)
@@ -211,18 +223,22 @@ CAPTION = """\
 What a distilled student takes over, in percentage points. Left: the student minus its independent twin (same initial weights, same
 images, no teacher; where maps are compared, minus a second independent student). Right: minus the same student of T\\*, a teacher without
 the property, or another one where every teacher has it. Bars are 95 % intervals over seeds and test items; an arrow means that the
-interval goes on. A property counts as handed on if the interval lies above zero in each of its settings."""
+interval goes on. {pairs}A property counts as handed on if the interval lies above zero in each of its settings{each}."""
 
 ALT = """\
 {title}. Two panels, differences in percentage points with 95 % intervals: a student minus its independent twin, and minus its twin of
 teacher T*. {rows} Tables below hold every value."""
 
 
-def page(shown: list[Row], found: dict[str, Results], folder: str) -> str:
+def page(every: list[Row], found: dict[str, Results], folder: str) -> str:
     """Markdown: the figure, what it says, and, folded, its numbers and what they rest on."""
-    lines = [f":::{{figure}} {folder}/found.png", ":name: fig-found", ":width: 740px", f":alt: {_alt(shown, found)}", "", CAPTION, ":::", ""]
-    if not _nothing(shown, found) and (against := tally(shown, "control")):
-        lines.append(f"- **Against the control** (right) {against}. What is left there is owed to this teacher, and not to soft targets as such.")
+    shown = of_first_pair(every)
+    several = len(shown) < len(every)
+    caption = CAPTION.format(pairs="Small hollow markers are further pairs of networks, whose intervals stand in the chapters. " if several else "",
+                             each=", in every pair" if several else "")
+    lines = [f":::{{figure}} {folder}/found.png", ":name: fig-found", ":width: 740px", f":alt: {_alt(every, found)}", "", caption, ":::", ""]
+    if not _nothing(shown, found) and (against := tally(every, "control")):
+        lines.append(f"- **Against the control** (right): {against}. What is left there is owed to this teacher, and not to soft targets as such.")
     lines += [f"- {text}" for text in (_verdicts(found), _stand_in(found)) if text]
     lines += ["", "::::{dropdown} The numbers of this figure, and what they rest on", *_numbers(shown, "twin", "independent twin")]
     lines += _numbers(shown, "control", "twin of teacher T\\*") if any(row.control for row in shown) else []
@@ -230,8 +246,8 @@ def page(shown: list[Row], found: dict[str, Results], folder: str) -> str:
     for slug in slugs:
         claims = [(c, judge(c, found[slug])) for c in CLAIMS if c.chapter == slug]
         lines.append(f"- {{doc}}`chapters/{slug}` " + basis(chapters[slug], claims, found[slug]).replace("->", "→"))
-    if any(len({effect["pair"] for effect in found[slug].effects}) > 1 for slug in slugs):
-        lines.append("\nWhere a chapter has several pairs of networks, this is its first; the chapter shows all.")
+    if several:
+        lines.append("\nWhere a chapter has several pairs of networks, the tables are of its first; the chapter shows all.")
     return "\n".join([*lines, "::::", ""])
 
 
@@ -247,10 +263,11 @@ def _numbers(shown: list[Row], panel: str, minus: str) -> list[str]:
     return [*lines, ":::", ""]
 
 
-def _alt(shown: list[Row], found: dict[str, Results]) -> str:
+def _alt(every: list[Row], found: dict[str, Results]) -> str:
+    shown = of_first_pair(every)
     effects = {m: [row.twin[m] for row in shown if m in row.twin] for m in METHODS}
     said = " ".join(f"{m} lies clear above the twin in {sum(map(gains, its))} of {count(len(its), 'row')}." for m, its in effects.items() if its)
-    return " ".join(ALT.format(title=title(shown, found), rows=said).split())
+    return " ".join(ALT.format(title=title(every, found), rows=said).split())
 
 
 def _verdicts(found: dict[str, Results]) -> str:

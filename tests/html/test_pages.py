@@ -130,12 +130,25 @@ def test_what_is_no_finding_is_not_called_one(seeds, profile, said):
     assert "hands on" not in landing.page(shown, found, "generated")
 
 
-def test_of_several_pairs_the_first_is_drawn_and_the_page_says_so():
+def test_of_several_pairs_the_first_is_drawn_large_and_all_must_agree():
     found = {SLUG: made(GAINS, pairs=("A->B", "C->D"))}
-    shown = landing.rows(found)
-    assert {row.pair for row in shown} == {"A->B"} and shown[0].twin["KL"]["effect"] == pytest.approx(0.3)
-    assert "this is its first" in landing.page(shown, found, "generated")
-    assert "this is its first" not in landing.page(shown, {SLUG: made(GAINS)}, "generated")
+    every = landing.rows(found)
+    shown = landing.of_first_pair(every)
+    assert [row.pair for row in every] == 2 * ["A->B"] + 2 * ["C->D"] and {row.pair for row in shown} == {"A->B"}
+    assert shown[0].twin["KL"]["effect"] == pytest.approx(0.3)
+    said = landing.page(every, found, "generated")
+    assert "the tables are of its first" in said and "Small hollow markers are further pairs" in said and "in every pair." in said
+    one = landing.page(landing.rows({SLUG: made(GAINS)}), {SLUG: made(GAINS)}, "generated")
+    assert "of its first" not in one and "further pairs" not in one
+    assert landing.title(every, found).startswith("In every pair of networks, KL hands on 1 of 1 properties, Hint none of 1")
+    for effect in found[SLUG].effects:
+        if (effect["pair"], effect["method"], effect["domain"]) == ("C->D", "KL", "M"):
+            effect["low"] = -0.1
+    assert "KL hands on none of 1" in landing.title(landing.rows(found), found), "one pair is not clear of zero"
+    figure = landing.draw(every, "")
+    small = [line.get_xdata() for line in figure.axes[0].lines if line.get_markersize() == 3.5 and line.get_color() == landing.figures.marker("KL")["color"]]
+    landing.plt.close("all")
+    assert [list(x) for x in small] == [pytest.approx([0.4]), pytest.approx([0.3])]
 
 
 def test_stand_in_data_are_said_to_earn_no_verdict():
