@@ -117,25 +117,32 @@ def _effects(of: Property, found: dict[str, Results]) -> Iterator[tuple[Claim, d
                 yield from ((claim, effect) for effect in judgement["rows"].values() if effect["effect"] is not None)
 
 
-def handed_on(every: list[Row], method: str, panel: str = "twin") -> tuple[int, int]:
-    """Of how many properties the interval lies above zero in every pair and setting, and of how many there are effects."""
+def handed_on(every: list[Row], method: str, *panels: str) -> tuple[list[Property], int]:
+    """The properties whose interval lies above zero in every pair and setting, in each of these panels ("twin", "control"); and the number
+    of those that have effects there."""
     tried: dict[Property, list[bool]] = {}
     for row in every:
-        if method in (effects := getattr(row, panel)):
-            tried.setdefault(row.of, []).append(gains(effects[method]))
-    return sum(map(all, tried.values())), len(tried)
+        for panel in panels:
+            if method in (effects := getattr(row, panel)):
+                tried.setdefault(row.of, []).append(gains(effects[method]))
+    if "control" in panels:
+        tried = {of: clear for of, clear in tried.items() if any(row.of == of and method in row.control for row in every)}
+    return [of for of, clear in tried.items() if all(clear)], len(tried)
 
 
-def tally(every: list[Row], panel: str = "twin") -> str:
-    """'KL hands on 4 of 6 properties, Hint 4 of 6, CRD none of 6', and whether that is said of several pairs."""
-    counts = {m: handed_on(every, m, panel) for m in METHODS}
-    parts = [f"{n or 'none'} of {of}" for n, of in counts.values() if of]
-    names = [m for m, (_, of) in counts.items() if of]
+def tally(every: list[Row]) -> str:
+    """'Students take over 4 of 6 properties by KL, 4 of 6 by Hint, none of 6 by CRD', and whether that is said of several pairs."""
+    counts = {m: handed_on(every, m, "twin") for m in METHODS}
+    parts = [f"{len(which) or 'none'} of {of}{' properties' if m == METHODS[0] else ''} by {m}" for m, (which, of) in counts.items() if of]
     if not parts:
         return ""
-    first, *rest = zip(names, parts)
-    said = ", ".join([f"{first[0]} hands on {first[1]} properties", *(f"{name} {part}" for name, part in rest)])
-    return f"In every pair of networks, {said}" if len(of_first_pair(every)) < len(every) else said
+    return ("In every pair tested, students take over " if len(of_first_pair(every)) < len(every) else "Students take over ") + ", ".join(parts)
+
+
+def _which(every: list[Row], *panels: str) -> str:
+    """'KL: is fooled by what fools its teacher, ...; Hint: ...; CRD: none shown'."""
+    found = {m: handed_on(every, m, *panels) for m in METHODS}
+    return "; ".join(f"*{m}* " + ("none shown" if not which else ", ".join(of.says for of in which)) for m, (which, of) in found.items() if of)
 
 
 def title(every: list[Row], found: dict[str, Results]) -> str:
@@ -237,8 +244,11 @@ def page(every: list[Row], found: dict[str, Results], folder: str) -> str:
     caption = CAPTION.format(pairs="Small hollow markers are further pairs of networks, whose intervals stand in the chapters. " if several else "",
                              each=", in every pair" if several else "")
     lines = [f":::{{figure}} {folder}/found.png", ":name: fig-found", ":width: 740px", f":alt: {_alt(every, found)}", "", caption, ":::", ""]
-    if not _nothing(shown, found) and (against := tally(every, "control")):
-        lines.append(f"- **Against the control** (right): {against}. What is left there is owed to this teacher, and not to soft targets as such.")
+    if not _nothing(shown, found):
+        lines.append(f"- **A student, more than its independent twin**: {_which(every, 'twin')}.")
+        if against := _which(every, "twin", "control"):
+            lines.append(f"- **And more than the same student of T\\***: {against}. That part is owed to this teacher, and not to being taught as such. "
+                         "What is not shown need not be absent: where bars are wide, these runs cannot tell.")
     lines += [f"- {text}" for text in (_verdicts(found), _stand_in(found)) if text]
     lines += ["", "::::{dropdown} The numbers of this figure, and what they rest on", *_numbers(shown, "twin", "independent twin")]
     lines += _numbers(shown, "control", "twin of teacher T\\*") if any(row.control for row in shown) else []

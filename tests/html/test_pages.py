@@ -95,8 +95,9 @@ def test_every_published_property_is_a_row_and_the_title_counts_them():
         for of in landing.PROPERTIES:
             lows = [row.twin[method]["low"] for row in shown if row.of == of and method in row.twin]
             whole += min(lows) > 0
-        assert landing.handed_on(shown, method) == (whole, len(landing.PROPERTIES))
-        assert re.search(rf"{method}( hands on)? {whole or 'none'} of {len(landing.PROPERTIES)}", landing.title(shown, found))
+        which, of = landing.handed_on(shown, method, "twin")
+        assert (len(which), of) == (whole, len(landing.PROPERTIES))
+        assert re.search(rf"{whole or 'none'} of {len(landing.PROPERTIES)}( properties)? by {method}", landing.title(shown, found))
 
 
 def made(effects, seeds=3, pairs=("A->B",), source="mnist"):
@@ -118,7 +119,14 @@ def test_a_property_is_handed_on_where_every_setting_is_clear_of_zero():
     found = {SLUG: made(GAINS)}
     shown = landing.rows(found)
     assert [(row.domain, list(row.twin)) for row in shown] == [("color", list(landing.METHODS)), ("M", list(landing.METHODS))]
-    assert landing.title(shown, found) == "KL hands on 1 of 1 properties, Hint none of 1, CRD none of 1" == landing.tally(shown, "control")
+    assert landing.title(shown, found) == "Students take over 1 of 1 properties by KL, none of 1 by Hint, none of 1 by CRD"
+    says = landing.PROPERTIES[4].says
+    assert f"independent twin**: *KL* {says}; *Hint* none shown; *CRD* none shown." in landing.page(shown, found, "generated")
+    assert f"of T\\***: *KL* {says}; *Hint* none shown" in landing.page(shown, found, "generated")
+    for effect in found[SLUG].effects:  # a gain that the control has, too
+        if effect["reference"] == "KL*":
+            effect["low"] = -0.1
+    assert "of T\\***: *KL* none shown" in landing.page(landing.rows(found), found, "generated")
 
 
 @pytest.mark.parametrize("seeds, profile, said", [(2, "real", "Too few seeds for a finding"), (3, "smoke", "A trial run (profile smoke), which finds nothing")])
@@ -127,7 +135,7 @@ def test_what_is_no_finding_is_not_called_one(seeds, profile, said):
     found[SLUG].provenance["profile"] = profile
     shown = landing.rows(found)
     assert landing.title(shown, found) == said
-    assert "hands on" not in landing.page(shown, found, "generated")
+    assert "take over 1" not in landing.page(shown, found, "generated")
 
 
 def test_of_several_pairs_the_first_is_drawn_large_and_all_must_agree():
@@ -140,11 +148,11 @@ def test_of_several_pairs_the_first_is_drawn_large_and_all_must_agree():
     assert "the tables are of its first" in said and "Small hollow markers are further pairs" in said and "in every pair." in said
     one = landing.page(landing.rows({SLUG: made(GAINS)}), {SLUG: made(GAINS)}, "generated")
     assert "of its first" not in one and "further pairs" not in one
-    assert landing.title(every, found).startswith("In every pair of networks, KL hands on 1 of 1 properties, Hint none of 1")
+    assert landing.title(every, found).startswith("In every pair tested, students take over 1 of 1 properties by KL, none of 1 by Hint")
     for effect in found[SLUG].effects:
         if (effect["pair"], effect["method"], effect["domain"]) == ("C->D", "KL", "M"):
             effect["low"] = -0.1
-    assert "KL hands on none of 1" in landing.title(landing.rows(found), found), "one pair is not clear of zero"
+    assert "take over none of 1 properties by KL" in landing.title(landing.rows(found), found), "one pair is not clear of zero"
     figure = landing.draw(every, "")
     small = [line.get_xdata() for line in figure.axes[0].lines if line.get_markersize() == 3.5 and line.get_color() == landing.figures.marker("KL")["color"]]
     landing.plt.close("all")
