@@ -230,7 +230,7 @@ CAPTION = """\
 What a distilled student takes over, in percentage points. Left: the student minus its independent twin (same initial weights, same
 images, no teacher; where maps are compared, minus a second independent student). Right: minus the same student of T\\*, a teacher without
 the property, or another one where every teacher has it. Bars are 95 % intervals over seeds and test items; an arrow means that the
-interval goes on. {pairs}A property counts as handed on if the interval lies above zero in each of its settings{each}."""
+interval goes on. {pairs}A property counts as taken over if the interval lies above zero in each of its settings{each}."""
 
 ALT = """\
 {title}. Two panels, differences in percentage points with 95 % intervals: a student minus its independent twin, and minus its twin of
