@@ -58,7 +58,7 @@ class Chapter:
         self.planning = self.order.get("plan", False)
         resolved = {name: parameters[name] for name in ("device", "dtype") if name in parameters}
         if self.planning:  # for any machine: device and dtype are given
-            self.device, self.dtype = resolved["device"], resolved["dtype"]
+            self.device, self.dtype = resolved.get("device", "cpu"), resolved.get("dtype", "float64")
             return
         self._started = time.monotonic()
         self.published = self.order.get("as_published")

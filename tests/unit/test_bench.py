@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import timing, toy_frame
+from bench import timing
 from bench.__main__ import QUESTIONS
 from bench.browser import NoBrowser, find
 from kdlib.book import ROOT
