@@ -49,7 +49,7 @@ def main() -> int:
     head = (f"# How fast it is\n\nWritten by `python -m bench{' --quick' * options.quick}` on {datetime.date.today()}: "
             f"{machine('cpu', 'float32')[2]}, PyTorch {torch.__version__.split('+')[0]}. What is compared "
             "was timed in turn and ratios are taken round by round: their median, with quartiles in brackets. A CPU's seconds say little "
-            "elsewhere, so they are left out.")
+            "elsewhere, so they are left out, save for the toy example's frames, whose target is a time.")
     if options.quick:
         head += " **Tiny sizes and single rounds: these numbers mean nothing.**"
     options.out.write_text("\n\n".join([head, *parts]))

@@ -127,7 +127,7 @@ def _run(options) -> int:
             was = results.read(ROOT / "book" / "results" / f"{chapter.slug}.json").provenance
             values, profile = chapter.as_published(was["parameters"]), was["profile"]
         else:
-            on = {"device": options.device} if options.device and "device" in chapter.parameters else {}
+            on = {"device": options.device} if options.device and not (options.all and "device" not in chapter.parameters) else {}
             values = chapter.values(profile, given | on)
         orders.append((chapter, values, profile, was))
     if options.scheduler:

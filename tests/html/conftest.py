@@ -1,12 +1,10 @@
 """The browser of the pages' tests."""
 
 import os
-import shutil
 
 import pytest
 
-BROWSERS = "chromium", "chromium-browser", "google-chrome", "chrome"
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+from bench.browser import FLAGS, NoBrowser, find
 
 
 @pytest.fixture(scope="module")
@@ -16,9 +14,10 @@ def browser():
         from playwright.sync_api import sync_playwright
     except ModuleNotFoundError:
         lacking("no browser tests: playwright is not installed (pip install -e '.[test]')")
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not found:
-        lacking(f"no browser tests: none of {', '.join(BROWSERS)} is installed (Debian, Ubuntu: apt install chromium)")
+    try:
+        found = find()
+    except NoBrowser as error:
+        lacking(f"no browser tests: {error}")
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=found, args=FLAGS)  # with an empty user data folder of its own
         yield browser
