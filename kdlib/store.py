@@ -3,7 +3,8 @@
 An entry is a folder KIND/KEY with `data.safetensors` and `meta.json`. It is made under `making/`, lands in one rename, is
 verified when read, and is never computed twice. What is damaged is set aside under `damaged/` and counts as missing.
 Measurements can also be read from archives: single npz files (never pickle) that are published beside a chapter, or carry
-a study's parts from machine to machine. An entry's info names the weights it rests on, by their digests.
+a study's parts from machine to machine. An entry's info names the weights it rests on, by their digests, and of a measurement the
+device.
 """
 
 import dataclasses
@@ -120,12 +121,14 @@ class Store:
         """The digests of the weights that a stored entry rests on, by the key of their run: of a run its own, and those of the
         teachers it had; of a measurement those of all networks behind it. Read without reading weights. Empty where nothing
         is known: no entry, a damaged one (as `read` will say), one of earlier versions."""
-        try:
-            meta = json.loads((self._folder(kind, key) / "meta.json").read_bytes())
-            _check(meta, key)
-            return ({key: meta["arrays"]} if kind == "run" else {}) | meta["info"].get("weights", {})
-        except Exception:  # whatever a damaged file makes json or the check say
-            return {}
+        meta = self._look(kind, key)
+        return ({key: meta["arrays"]} if kind == "run" and meta else {}) | meta.get("info", {}).get("weights", {})
+
+    def device(self, key: str) -> str | None:
+        """The device that took a measurement, in words, of the store or an archive. None where nothing is known."""
+        archived = self._from_archives().get(key)
+        info = self._look("measure", key).get("info", {}) or (archived.info if archived else {})
+        return info.get("device")
 
     def write(self, kind: str, spec: dict, arrays: Arrays, info: dict) -> None:
         """Land an entry in one step. Arrays are NumPy; `info` is JSON-able. An entry that is there already stays."""
@@ -222,6 +225,15 @@ class Store:
         if self._archived is None:
             self._archived = {k: entry for file in self.archives for k, entry in unpack(file).items()}
         return self._archived
+
+    def _look(self, kind: str, key: str) -> dict:
+        """The checked meta.json of an entry of the store, or nothing."""
+        try:
+            meta = json.loads((self._folder(kind, key) / "meta.json").read_bytes())
+            _check(meta, key)
+            return meta
+        except Exception:  # whatever a damaged file makes json or the check say
+            return {}
 
     def _folder(self, kind: str, key: str) -> Path:
         return self.root / kind / key

@@ -20,7 +20,7 @@ from kdlib.distill import Alone
 from kdlib.measures import Measure
 from kdlib.models import Model
 from kdlib.store import Arrays, Entry, Store, StoreError, describe
-from kdlib.train import Run, finish, repeatable
+from kdlib.train import Run, finish, machine, repeatable
 
 
 Job = tuple[Run | Measure, ...]  # a run, or measurements: what one process does in one go
@@ -183,7 +183,7 @@ def _compute(job: Job, store: Store) -> None:
                     for run in task.runs:
                         copies.trained(run, store)
                     arrays = task.compute(*nets)
-                store.write("measure", describe(task), arrays, {"weights": copies.digests})
+                store.write("measure", describe(task), arrays, {"weights": copies.digests, "device": machine(device, "float32")[2]})
 
 
 def _read(measure: Measure, store: Store, copies: Copies) -> Arrays:

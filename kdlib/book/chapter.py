@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -74,7 +75,7 @@ class Chapter:
             "profile": self.order.get("profile", "notebook"), "commit": commit(), "source": self.order.get("source"),
             "device": name, "dtype": self.dtype,
             "versions": {"python": platform.python_version(), **{p: version(p) for p in ("kdlib", "torch", "numpy", "scipy")}},
-            "seeds": list(range(parameters.get("seeds", 1))),
+            "seeds": list(range(max(parameters.get("seeds", 1), parameters.get("first_seeds", 0)))),
             "start": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "duration": None, "measurements": []})
         if self.published:  # the numbers are those of that machine and day
@@ -107,6 +108,9 @@ class Chapter:
             raise PartDone(f"{len(wanted)} of {len(measures)} measurements are in the store; "
                            "run without --only to write the chapter")
         self.results.provenance["measurements"] = sorted(m.key for m in got)
+        if not self.published:  # of machines that shared the work, each is named, the one that did the most first
+            devices = Counter(device for m in [m for m in got if m.runs] or got if (device := self.store.device(m.key)))
+            self.results.provenance["device"] = " and ".join(name for name, _ in devices.most_common()) or self.results.provenance["device"]
         return {at: got[m] for at, m in measures.items()}, {name: got[m] for name, m in shared.items()}
 
     def finish(self) -> Results:

@@ -72,10 +72,20 @@ class Images:
             untrained = replace(pair.teacher, weights=None, file=None)
             star = Run(domains=domains[1], model=untrained, objective=Alone(), seed="teacher-0",
                        schedule=schedule(untrained, p["teacher_epochs"], p["batch"]), **common)
-        return study.arms(teacher=pair.teacher, student=pair.student, objectives=objectives, seeds=range(p["seeds"]),
+        return study.arms(teacher=pair.teacher, student=pair.student, objectives=objectives, seeds=self.seeds(pair),
                           teacher_domains=domains[0], teacher_star_domains=domains[1], student_domains=(self.suite.seen,),
                           schedule=schedule(pair.student, p["epochs"], p["batch"]),
                           teacher_schedule=schedule(pair.teacher, p["teacher_epochs"], p["batch"]), one_teacher=True, teacher_star=star, **common)
+
+    def seeds(self, pair: Pair) -> list[int]:
+        """Of a pair's students; the first pair can have more of them than the others."""
+        first = pair == self.pairs[0]
+        return list(range(first and self.parameters.get("first_seeds") or self.parameters["seeds"]))
+
+    def seeds_in_words(self) -> str:
+        """'3 seeds', or where the first pair has others '5 seeds of the first pair and 3 of the others'."""
+        first, *others = (len(self.seeds(pair)) for pair in self.pairs)
+        return text.count(first, "seed") + (f" of the first pair and {others[0]} of the other{'s' * (len(others) > 1)}" if others and others[0] != first else "")
 
     def weights(self, pair: Pair) -> dict[str, float]:
         """The loss weight of each method: the parameter, or where that is 0 the one chosen on held-out pictures, or else a common one."""

@@ -27,7 +27,7 @@ def choose(parameters: dict[str, object], *, seeds: int, jobs: int | None, say: 
     schedules keeps its choice. What is trained lands in the store, each pair's choice in book/weights.json at once.
     """
     device, dtype, name = machine(parameters["device"], parameters["dtype"])
-    study_of = images.Images({**parameters, "seeds": seeds}, device, dtype, held_out=True)
+    study_of = images.Images({**parameters, "seeds": seeds, "first_seeds": 0}, device, dtype, held_out=True)
     for pair in study_of.pairs:
         where = images.choice(pair, parameters)
         if where in images.read_choices():

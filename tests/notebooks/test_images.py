@@ -39,6 +39,17 @@ def test_one_set_of_runs_serves_all_chapters():
     assert less["Ind", 2].key == plain["Ind", 2].key, "pairs with one student share what has no teacher"
 
 
+def test_the_first_pair_can_have_more_seeds_than_the_others():
+    study = study_of(first_seeds=5)
+    assert [study.seeds(pair) for pair in study.pairs] == [[0, 1, 2, 3, 4], [0, 1, 2]]
+    assert [max(seed for _, seed in study.arms(pair)) for pair in study.pairs] == [4, 2]
+    assert study.arms(study.pairs[0])["KL", 2].key == study_of().arms(study.pairs[0])["KL", 2].key
+    assert study.seeds_in_words() == "5 seeds of the first pair and 3 of the other"
+    assert study_of().seeds_in_words() == study_of(first_seeds=3).seeds_in_words() == "3 seeds"
+    assert study_of(first_seeds=1, pairs="residual-4x1->residual-4x1, plain-4x1->residual-4x1, plain-4x1->plain-4x1").seeds_in_words() == \
+        "1 seed of the first pair and 3 of the others"
+
+
 def test_hint_meets_the_last_map_where_a_transformer_ends_with_tokens():
     study = study_of(pairs="residual-4x1->residual-4x1, transformer-16x1->residual-4x1", size=32)
     assert [pair.hint for pair in study.pairs] == [("stage2", "stage2"), ("map", "map")]

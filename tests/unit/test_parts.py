@@ -12,12 +12,13 @@ import tiny
 from kdlib.measures import Measure
 from kdlib.store import Store, StoreError, describe, digest, key, unpack
 from kdlib.study import complete
-from kdlib.train import finish, fit
+from kdlib.train import finish, fit, machine
 
 TEACHER, ALONE = tiny.run("0"), tiny.run("3")
 STUDENT = tiny.run("1", TEACHER)
 GRANDSTUDENT = tiny.run("2", STUDENT)
 T, IND, KL = map(tiny.Scores, (TEACHER, ALONE, STUDENT))
+HERE = machine("cpu", "float32")[2]
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def test_a_measurement_names_the_weights_of_its_networks_and_of_their_teachers(s
     d = {run: {run.key: weights(store, run)} for run in (TEACHER, ALONE, STUDENT, GRANDSTUDENT)}
     line = d[TEACHER] | d[STUDENT]
     assert [store.read("measure", k).info for k in keys] == [
-        {"weights": w} for w in (d[TEACHER], line, line | d[GRANDSTUDENT], line | d[ALONE])]
+        {"weights": w, "device": HERE} for w in (d[TEACHER], line, line | d[GRANDSTUDENT], line | d[ALONE])]
     assert store.read("run", STUDENT.key).info["weights"] == d[TEACHER] and "weights" not in store.read("run", TEACHER.key).info
     assert store.read("run", GRANDSTUDENT.key).info["weights"] == line
     assert [store.weights("run", r.key) for r in (TEACHER, GRANDSTUDENT)] == [d[TEACHER], line | d[GRANDSTUDENT]]
@@ -197,6 +198,18 @@ def test_what_another_process_measured_meanwhile_is_looked_at(store, other, tmp_
 
     said = conflict([T, Meanwhile(ALONE), KL], store)
     assert said[0] == TEACHER.key[:8] and said[4] == f"measurement {KL.key[:8]} of {store.root}"
+
+
+def test_the_device_of_a_measurement_is_told_from_the_store_and_from_archives(store, tmp_path):
+    work([T], store)
+    entry, file = store.read("measure", T.key), tmp_path / "part.npz"
+    elsewhere = Store(tmp_path / "elsewhere")
+    elsewhere.write("measure", describe(KL), entry.arrays, {"device": "another, 64 cores"})
+    elsewhere.write("measure", describe(IND), entry.arrays, {})
+    elsewhere.archive([KL.key, IND.key], file)
+    both = Store(store.root, [file])
+    assert [both.device(m.key) for m in (T, KL, IND)] == [HERE, "another, 64 cores", None]
+    assert both.device("0" * 32) is None
 
 
 def test_entries_that_name_no_weights_stay_valid(store, other, tmp_path):
