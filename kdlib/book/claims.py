@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from scipy.stats import t as student_t
 
 from kdlib import stats
-from kdlib.book.results import Results
+from kdlib.book.results import Results, smallest
 
 
 FAMILIES = {"residual": ("residual", "resnet"), "plain": ("plain", "vgg"), "transformer": ("transformer", "vit"), "swin": ("swin",)}
@@ -208,9 +208,8 @@ def verdict(claim: Claim, results: Results) -> dict:
         word = "inconclusive"
     if claim.argued:
         word = word.replace("replicated", "supported")
-    smallest = max((stats.smallest_effect(stats.Interval(r["effect"], r["low"], r["high"], r["se"], r["df"], r["p"]))
-                    for r in rows.values() if r["low"] is not None), default=None)
-    return {"claim": claim, "verdict": word, "rows": rows, "settled": settled, "smallest": smallest,
+    seen = max((smallest(r) for r in rows.values() if r["low"] is not None), default=None)
+    return {"claim": claim, "verdict": word, "rows": rows, "settled": settled, "smallest": seen,
             "paper": {where: _of_pair(claim.paper, row, "–") for where, row in rows.items()}}
 
 

@@ -120,8 +120,8 @@ class Images:
             return (f"drawn scenes of {suite.size}×{suite.size} pixels: {suite.train_items:,} to learn from, {suite.test_items:,} to test on, {suite.classes} classes. "
                     f"An object's shape is its class; its texture is that of its class in {100 * suite.texture:.0f} % of the scenes and its colour in "
                     f"{100 * suite.colour:.0f} %, else another class's")
-        what = "the photographs of a folder" if p["source"] == "imagefolder" else "Imagenette, ten classes of ImageNet"
-        return f"{what}, at {suite.size}×{suite.size} pixels{limited}: {suite.classes} classes"
+        what = f"the photographs of a folder, {suite.classes} classes," if p["source"] == "imagefolder" else "Imagenette, ten classes of ImageNet,"
+        return f"{what} at {suite.size}×{suite.size} pixels{limited}"
 
     @cached_property
     def _chosen(self) -> dict[str, dict]:

@@ -113,6 +113,11 @@ def archives(slug: str = "", root: Path = ROOT) -> list[Path]:
     return sorted(folder.glob("kept/*.npz")) + sorted(folder.glob("*.npz"), key=lambda file: (file.stem == slug, file))
 
 
+def smallest(row: dict) -> float | None:
+    """The smallest true effect that a run like that of an effect row finds four times out of five; None where the row has no interval."""
+    return stats.smallest_effect(stats.Interval(*(row[name] for name in ("effect", "low", "high", "se", "df", "p"))))
+
+
 def _number(value):
     """Plain JSON numbers; what is not finite is null."""
     if isinstance(value, (np.floating, np.integer)):

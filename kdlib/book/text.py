@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from IPython.display import HTML, Markdown
 
 from kdlib.book.chapters import PROFILES, source
-from kdlib.book.results import Results
+from kdlib.book.results import Results, smallest
 
 
 def share(value: float | None) -> str:
@@ -59,9 +59,10 @@ def verdicts(judged: list[dict], section: str) -> HTML:
 
 def uncorrected(judged: list[dict]) -> str:
     """Which intervals clear of zero have a Holm-adjusted p above .05: a verdict looks at each by itself."""
-    names = [f"{v['claim'].method} on {d}" for v in judged for d, row in v["rows"].items() if clear(row) and v["holm"][d] > 0.05]
-    return (f"Verdicts look at each interval by itself. Adjusted for all the claims that this page judges, p is above .05 for {listed(names, '')}."
-            if names else "")
+    clear_ = [v["holm"][where] for v in judged for where, row in v["rows"].items() if clear(row)]
+    weak = sum(p > 0.05 for p in clear_)
+    return (f"Verdicts look at each interval by itself. Adjusted for all the claims that this page judges, p is above .05 for {weak} of the "
+            f"{count(len(clear_), 'interval')} that exclude zero." if weak else "")
 
 
 def count(n: int, what: str) -> str:
@@ -99,12 +100,13 @@ def pairs(names: Sequence[str]) -> dict[str, str]:
             for name in names}
 
 
-def would_have_found(effect: dict) -> str:
-    """Of a difference of shares whose interval holds zero: how large a difference this run could not have told from zero."""
-    if effect["low"] is None or clear(effect):
+def would_have_found(effects: Sequence[dict]) -> str:
+    """Of differences of shares, those whose interval holds zero: how large a true difference would have shown. '' where there are none."""
+    sizes = sorted(100 * smallest(e) for e in effects if e["low"] is not None and not clear(e))
+    if not sizes:
         return ""
-    width = 100 * (effect["high"] - effect["low"]) / 2
-    return f"a measured difference of less than {width:.{1 if width < 10 else 0}f}\N{NO-BREAK SPACE}points would have gone unseen"
+    ends = list(dict.fromkeys(f"{size:.{1 if size < 10 else 0}f}" for size in (sizes[0], sizes[-1])))
+    return f"Where the interval holds zero, this run would have shown an effect of {' to '.join(ends)}\N{NO-BREAK SPACE}points four times out of five."
 
 
 def _cell(text: str) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from kdlib.book import text
 from kdlib.book.claims import Claim, paper_pair, settle, verdict, verdicts
-from kdlib.book.results import PROVENANCE, Results
+from kdlib.book.results import PROVENANCE, Results, smallest
 
 COMMON = dict(chapter="x", section="4", says="it rises", method="KL", reference="Ind", measure="share", data={"source": ("a", "b"), "limit": 0})
 
@@ -98,12 +98,14 @@ def test_pairs_go_by_their_families_where_that_tells_them_apart():
     assert not any("-" in short for short in twice.values()), "a line would break there"
 
 
-def test_what_a_run_could_not_have_told_from_zero():
+def test_what_a_run_would_have_found():
     [row] = results([("p->q", "d", 0.0, {})]).effects
-    half = 100 * 0.01 * (6 / 5) ** 0.5 / 6**0.5 * 2.570582  # t of 5 degrees of freedom over seeds that scatter by 1 point
-    assert text.would_have_found(row) == f"a measured difference of less than {half:.1f}\u00a0points would have gone unseen"
-    for shift, found in (0.9 * half / 100, False), (1.1 * half / 100, True):
-        [row] = results([("p->q", "d", shift, {})]).effects
-        assert (text.would_have_found(row) == "") == found
-    assert "than 24\u00a0points" in text.would_have_found({"effect": 0.02, "low": -0.22, "high": 0.26})
-    assert text.would_have_found(row | {"low": None, "high": None}) == "", "no interval, nothing to say"
+    one = 100 * 0.01 * (6 / 5) ** 0.5 / 6**0.5 * (2.570582 + 0.919544)  # t of 5 degrees of freedom, at 97.5 and 80 %, over seeds that scatter by 1 point
+    assert 100 * smallest(row) == pytest.approx(one)
+    words = "Where the interval holds zero, this run would have shown an effect of {}\u00a0points four times out of five."
+    assert text.would_have_found([row]) == text.would_have_found([row, row]) == words.format(f"{one:.1f}")
+    assert text.would_have_found([row | {"se": 20 * row["se"]}, row]) == words.format(f"{one:.1f} to {20 * one:.0f}")
+    [found] = results([("p->q", "d", 0.05, {})]).effects
+    assert text.would_have_found([found, row]) == words.format(f"{one:.1f}"), "only what was not clear"
+    assert text.would_have_found([found]) == text.would_have_found([row | {"low": None, "high": None, "p": None}]) == text.would_have_found([]) == ""
+
