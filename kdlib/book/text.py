@@ -84,6 +84,29 @@ def listed(names: Sequence[str], none: str) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names) or none
 
 
+_OWN = re.compile(r"(?<![\w/])(residual|plain|transformer)-\d+x\d+(?![\w@])")
+
+
+def pairs(names: Sequence[str]) -> dict[str, str]:
+    """What pairs of networks are called in prose: 'residual → residual' for 'residual-32x2->residual-16x1', the families alone, where that tells
+    it from every other one of `names`; else its whole name. A line breaks behind an arrow only.
+    """
+    whole = {pair for name in names for pair in name.split(" minus ")}  # a difference of two pairs is named after both
+    families = {pair: _OWN.sub(r"\1", pair) for pair in whole}
+    told = {pair: short if list(families.values()).count(short) == 1 else pair for pair, short in families.items()}
+    return {name: " minus ".join(told[pair].replace("-", "\N{NON-BREAKING HYPHEN}").replace("\N{NON-BREAKING HYPHEN}>", "\N{NO-BREAK SPACE}→ ")
+                                 for pair in name.split(" minus "))
+            for name in names}
+
+
+def would_have_found(effect: dict) -> str:
+    """Of a difference of shares whose interval holds zero: how large a difference this run could not have told from zero."""
+    if effect["low"] is None or clear(effect):
+        return ""
+    width = 100 * (effect["high"] - effect["low"]) / 2
+    return f"a measured difference of less than {width:.{1 if width < 10 else 0}f}\N{NO-BREAK SPACE}points would have gone unseen"
+
+
 def _cell(text: str) -> str:
     """Escaped, and a pair of networks broken only behind its arrow."""
     return re.sub(r"(\S+-&gt;)([^\s,;:]+)", r'<span class="kdlib-name">\1</span><wbr><span class="kdlib-name">\2</span>', html.escape(text))

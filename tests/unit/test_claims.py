@@ -84,3 +84,26 @@ def test_a_table_breaks_pairs_behind_the_arrow_alone_and_escapes_the_rest():
     made = text.table(["pair", "x"], [["a-1->b-2", "<i>"], ["plain", "a->b, c->d"]], "t").data
     assert '<th scope="row"><span class="kdlib-name">a-1-&gt;</span><wbr><span class="kdlib-name">b-2</span></th><td>&lt;i&gt;</td>' in made
     assert re.sub(r"<[^>]+>", "", made.split("<tbody>")[1]) == "a-1-&gt;b-2&lt;i&gt;plaina-&gt;b, c-&gt;d"
+
+
+def test_pairs_go_by_their_families_where_that_tells_them_apart():
+    own = ["residual-32x2->residual-16x1", "plain-32x2->residual-16x1", "timm/resnet26->plain-16x1", "residual-8x1@my-own.pt->resnet18", "MnistNet->MnistNet"]
+    both = "residual-32x2->residual-16x1 minus plain-32x2->residual-16x1"
+    said = {name: short.replace("\N{NO-BREAK SPACE}", " ") for name, short in text.pairs([both, *own]).items()}
+    assert [said[name] for name in own] == ["residual → residual", "plain → residual", "timm/resnet26 → plain",
+                                            "residual\u20118x1@my\u2011own.pt → resnet18", "MnistNet → MnistNet"]
+    assert said[both] == "residual → residual minus plain → residual"
+    twice = text.pairs([own[0], "residual-48x2->residual-16x1", own[1]])
+    assert list(twice.values()) == ["residual\u201132x2\u00a0→ residual\u201116x1", "residual\u201148x2\u00a0→ residual\u201116x1", "plain\u00a0→ residual"]
+    assert not any("-" in short for short in twice.values()), "a line would break there"
+
+
+def test_what_a_run_could_not_have_told_from_zero():
+    [row] = results([("p->q", "d", 0.0, {})]).effects
+    half = 100 * 0.01 * (6 / 5) ** 0.5 / 6**0.5 * 2.570582  # t of 5 degrees of freedom over seeds that scatter by 1 point
+    assert text.would_have_found(row) == f"a measured difference of less than {half:.1f}\u00a0points would have gone unseen"
+    for shift, found in (0.9 * half / 100, False), (1.1 * half / 100, True):
+        [row] = results([("p->q", "d", shift, {})]).effects
+        assert (text.would_have_found(row) == "") == found
+    assert "than 24\u00a0points" in text.would_have_found({"effect": 0.02, "low": -0.22, "high": 0.26})
+    assert text.would_have_found(row | {"low": None, "high": None}) == "", "no interval, nothing to say"
