@@ -89,14 +89,16 @@ _OWN = re.compile(r"(?<![\w/])(residual|plain|transformer)-\d+x\d+(?![\w@])")
 
 def pairs(names: Sequence[str]) -> dict[str, str]:
     """What pairs of networks are called in prose: 'residual → residual' for 'residual-32x2->residual-16x1', the families alone, where that tells
-    it from every other one of `names`; else its whole name. A line breaks behind an arrow only.
-    """
+    it from every other one of `names`; else its whole name."""
     whole = {pair for name in names for pair in name.split(" minus ")}  # a difference of two pairs is named after both
     families = {pair: _OWN.sub(r"\1", pair) for pair in whole}
-    told = {pair: short if list(families.values()).count(short) == 1 else pair for pair, short in families.items()}
-    return {name: " minus ".join(told[pair].replace("-", "\N{NON-BREAKING HYPHEN}").replace("\N{NON-BREAKING HYPHEN}>", "\N{NO-BREAK SPACE}→ ")
-                                 for pair in name.split(" minus "))
-            for name in names}
+    told = {pair: unbroken(short if list(families.values()).count(short) == 1 else pair) for pair, short in families.items()}
+    return {name: " minus ".join(told[pair] for pair in name.split(" minus ")) for name in names}
+
+
+def unbroken(pair: str) -> str:
+    """The name of a pair, which a line breaks behind its arrow only."""
+    return pair.replace("->", "\N{NO-BREAK SPACE}→ ").replace("-", "\N{NON-BREAKING HYPHEN}")
 
 
 def would_have_found(effect: dict) -> str:

@@ -138,25 +138,44 @@ def test_what_is_no_finding_is_not_called_one(seeds, profile, said):
     assert "take over 1" not in landing.page(shown, found, "generated")
 
 
-def test_of_several_pairs_the_first_is_drawn_large_and_all_must_agree():
-    found = {SLUG: made(GAINS, pairs=("A->B", "C->D"))}
+def test_all_pairs_are_drawn_with_their_intervals_the_first_large_and_all_must_agree():
+    found = {SLUG: made(GAINS, pairs=("residual-2x1->plain-1x1", "C->D"))}
     every = landing.rows(found)
-    shown = landing.of_first_pair(every)
-    assert [row.pair for row in every] == 2 * ["A->B"] + 2 * ["C->D"] and {row.pair for row in shown} == {"A->B"}
-    assert shown[0].twin["KL"]["effect"] == pytest.approx(0.3)
     said = landing.page(every, found, "generated")
-    assert "the tables are of its first" in said and "Small hollow markers are further pairs" in said and "in every pair." in said
-    one = landing.page(landing.rows({SLUG: made(GAINS)}), {SLUG: made(GAINS)}, "generated")
-    assert "of its first" not in one and "further pairs" not in one
+    assert "the first drawn\nlarge" in said and "above\nzero" in said and said.count("residual\N{NO-BREAK SPACE}→ plain") == 5, "in two tables of two rows, and in full below"
+    assert f"| coloured digits | C\N{NO-BREAK SPACE}→ D | {text.points(every[2].twin['KL'])} |".replace("\N{NO-BREAK SPACE}[", " [") in said.replace(f"{every[0].of.says}: ", "")
+    alone = {SLUG: made(GAINS)}
+    assert "drawn\nlarge" not in landing.page(landing.rows(alone), alone, "generated")
     assert landing.title(every, found).startswith("In every pair tested, students take over 1 of 1 properties by KL, none of 1 by Hint")
+    figure = landing.draw(every, found)
+    axis, style = figure.axes[0], landing.figures.marker("KL")
+    marks = [(float(line.get_xdata()[0]), line.get_markersize()) for line in axis.lines if line.get_marker() == "s" and line.get_markerfacecolor() == style["color"]]
+    bars = [[float(x) for x in line.get_xdata()] for line in axis.lines if line.get_color() == style["color"] and len(line.get_xdata()) == 2]
+    words = [label.get_text() for label in axis.get_yticklabels()]
+    landing.plt.close("all")
+    assert [x for x, _ in marks] == pytest.approx([row.twin["KL"]["effect"] for row in (every[0], every[2], every[1], every[3])])
+    assert [size for _, size in marks] == [6, 4.2, 6, 4.2]
+    for row in every:
+        for effect in row.twin["KL"], row.control["KL"]:
+            assert pytest.approx([effect["low"], effect["high"]]) in bars
+    assert words[1:3] == ["coloured digits: residual\N{NO-BREAK SPACE}→ plain", "C\N{NO-BREAK SPACE}→ D"]
     for effect in found[SLUG].effects:
         if (effect["pair"], effect["method"], effect["domain"]) == ("C->D", "KL", "M"):
             effect["low"] = -0.1
     assert "take over none of 1 properties by KL" in landing.title(landing.rows(found), found), "one pair is not clear of zero"
-    figure = landing.draw(every, "")
-    small = [line.get_xdata() for line in figure.axes[0].lines if line.get_markersize() == 3.5 and line.get_color() == landing.figures.marker("KL")["color"]]
+
+
+def shaded(found):
+    figure = landing.draw(landing.rows(found), found)
     landing.plt.close("all")
-    assert [list(x) for x in small] == [pytest.approx([0.4]), pytest.approx([0.3])]
+    return [sum(isinstance(patch, landing.Patch) for patch in axis.patches) for axis in figure.axes]
+
+
+def test_what_counts_as_taken_over_is_shaded():
+    assert shaded({SLUG: made(GAINS)}) == [1, 0, 0] and shaded({SLUG: made(GAINS, seeds=2)}) == [0, 0, 0]
+    trial = {SLUG: made(GAINS)}
+    trial[SLUG].provenance["profile"] = "smoke"
+    assert shaded(trial) == [0, 0, 0]
 
 
 def test_stand_in_data_are_said_to_earn_no_verdict():
@@ -168,7 +187,7 @@ def test_stand_in_data_are_said_to_earn_no_verdict():
 def test_an_interval_beyond_the_panel_ends_in_an_arrow():
     narrow, wide = made(GAINS), made(GAINS)
     next(e for e in wide.effects if e["reference"] == "Ind")["high"] = 3.0
-    drawn = [sum(line.get_marker() == ">" for axis in landing.draw(landing.rows({SLUG: r}), "").axes for line in axis.lines) for r in (narrow, wide)]
+    drawn = [sum(line.get_marker() == ">" for axis in landing.draw(landing.rows({SLUG: r}), {SLUG: r}).axes for line in axis.lines) for r in (narrow, wide)]
     landing.plt.close("all")
     assert drawn == [0, 1]
 
