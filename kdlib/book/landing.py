@@ -100,7 +100,8 @@ def rows(found: dict[str, Results]) -> list[Row]:
                 row.twin[claim.method] = effect
                 if control := against_control(claim, effect, found[of.chapter]):
                     row.control[claim.method] = control
-        made += settings.values()
+        domains = list(dict.fromkeys(domain for _, domain in settings))
+        made += sorted(settings.values(), key=lambda row: domains.index(row.domain))
     return made
 
 
@@ -205,19 +206,17 @@ HOLLOW = {"markerfacecolor": "white", "markeredgewidth": 1}
 def _lanes(every: list[Row]) -> tuple[list[tuple[float, str, Row | None]], dict[Property, tuple[float, float]]]:
     """The figure's lines, each with its place, its words, and its row, if it is not a property's name above its rows. Then where each
     property's block begins and ends."""
-    short, lanes, blocks, top = pairs(list(dict.fromkeys(row.pair for row in every))), [], {}, 0.0
+    short, of_pairs, lanes, blocks, top = _short(every), _pairs(every), [], {}, 0.0
     for of, group in groupby(every, lambda row: row.of):
-        begin, of_domain = top, {}
-        for row in group:
-            of_domain.setdefault(row.domain, []).append(row)
-        words = _wrapped(f"{of.says}:")
+        begin, words = top, _wrapped(f"{of.says}:")
         tall = 0.35 + words.count("\n") + 1
         lanes.append((top + tall / 2 + 0.1, words, None))
         top += tall
-        for rows in of_domain.values():
-            for row in rows:
-                setting = f"{_setting(row)}" if len(of_domain) > 1 and row is rows[0] else ""
-                lanes.append((top + 0.5, ": ".join(filter(None, (setting, short[row.pair] if len(rows) > 1 else ""))), row))
+        own = list(group)
+        for domain, settings in groupby(own, lambda row: row.domain):
+            for n, row in enumerate(settings):
+                setting = [_setting(row)] * (n == 0 and own[0].domain != own[-1].domain)
+                lanes.append((top + 0.5, ": ".join(setting + [short[row.pair]] * (len(of_pairs[of]) > 1)), row))
                 top += 1
             top += 0.25
         top += 0.15
@@ -281,17 +280,26 @@ def page(every: list[Row], found: dict[str, Results], folder: str) -> str:
 
 
 def _numbers(every: list[Row], panel: str, minus: str) -> list[str]:
-    """One kind of difference as a table."""
-    names, several = pairs(list(dict.fromkeys(row.pair for row in every))), _several(every)
-    head = ["a student …", *(["pair"] if several else []), *METHODS]
+    """One kind of difference as a table. A property's name is shown once, and there for screen readers in each row."""
+    head = ["a student …", "where", *METHODS]
     lines = [f":::{{table}} A student minus its {minus}, in points, with 95 % intervals", f":name: table-found-{panel}", "",
              "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for row in every:
-        if effects := getattr(row, panel):
-            where = f": {_setting(row)}" if len({r.domain for r in every if r.of == row.of}) > 1 else ""
-            cells = [points(effects[m]).replace("\N{NO-BREAK SPACE}[", " [") if m in effects else "–" for m in METHODS]
-            lines.append("| " + " | ".join([f"{row.of.says}{where}", *([names[row.pair]] if several else []), *cells]) + " |")
+    for of, group in groupby((row for row in every if getattr(row, panel)), lambda row: row.of):
+        for n, row in enumerate(group):
+            cells = [points(getattr(row, panel)[m]).replace("\N{NO-BREAK SPACE}[", " [") if m in getattr(row, panel) else "–" for m in METHODS]
+            lines.append("| " + " | ".join([f'<span class="kdlib-again">{of.says}</span>' if n else of.says, _where(row, every), *cells]) + " |")
     return [*lines, ":::", ""]
+
+
+def _where(row: Row, every: list[Row]) -> str:
+    """What tells a row from the others of its property: 'sketch, residual → residual'."""
+    own = [other for other in every if other.of == row.of]
+    setting, pair = (len({getattr(other, part) for other in own}) > 1 for part in ("domain", "pair"))
+    return ", ".join([_setting(row)] * setting + [_short(every)[row.pair]] * pair)
+
+
+def _short(every: list[Row]) -> dict[str, str]:
+    return pairs(list(dict.fromkeys(row.pair for row in every)))
 
 
 def _alt(every: list[Row], found: dict[str, Results]) -> str:

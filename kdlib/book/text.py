@@ -145,6 +145,11 @@ def numbered(page: str, chapter: int, tables: Iterator[int]) -> str:
     return _HEAD.sub(number, page)
 
 
+def breakable(page: str) -> str:
+    """HTML in whose table cells a line may break between a number and its interval, and nowhere else in the two."""
+    return re.sub(r"(<t[dh][^>]*>[^<]*)", lambda cell: cell[1].replace("\N{NO-BREAK SPACE}[", " ["), page)
+
+
 def settings(slug: str) -> HTML:
     """The table of a chapter's parameters in each profile, with expected durations."""
     chapter = source(slug)
