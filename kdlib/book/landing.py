@@ -247,8 +247,8 @@ def _interval(axis, line: float, effect: dict, style: dict, low: float, high: fl
 CAPTION = """\
 What a distilled student takes over, in percentage points, by three methods. Filled: the student minus its independent twin (same initial
 weights, same images, no teacher; where maps are compared, minus a second independent student). Hollow: minus the same student of T\\*, a
-teacher without the property, or another one where every teacher has it. Bars are 95 % intervals over seeds and test items; an arrow means
-that the interval goes on. {pairs}Shaded: the property counts as taken over, which it does if every filled bar of its block lies above
+teacher without the property, or another one where every teacher has it. Bars are 95 % intervals over seeds and test items,
+in the chapters on images of one teacher for all seeds of a pair; an arrow means that the interval goes on. {pairs}Shaded: the property counts as taken over, which it does if every filled bar of its block lies above
 zero; the hollow ones show how much of that is owed to this teacher."""
 
 PAIRS = """\

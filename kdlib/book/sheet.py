@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from kdlib.book import figures
 from kdlib.data.scenes import PAPER, Scenes
 
+SUITE = Scenes(test_items=Scenes.classes)  # no more than is shown
 MASK = "mask"
 CUES = {
     "scene": "the object in its texture and colour, before a dull photograph or paper; networks learn from such pictures only (for Sec. 4.3 recoloured as well)",
@@ -26,21 +27,18 @@ GAP, LABEL, HEAD, DPI = 8, 190, 60, 200  # pixels; DPI is twice that of the page
 def place(folder: Path) -> None:
     """Write scenes.png and scenes.md, the figure with its caption, into a folder of the book's source."""
     folder.mkdir(exist_ok=True)
-    suite = Scenes()
     with plt.rc_context():
         figures.use_style()
-        figure = draw(suite)
+        figure = draw(SUITE)
         figure.savefig(folder / "scenes.png", dpi=DPI, metadata={"Software": None})
         plt.close(figure)
-    (folder / "scenes.md").write_text(page(suite, folder.name))
+    (folder / "scenes.md").write_text(page(SUITE, folder.name))
 
 
 def columns(suite: Scenes) -> dict[str, np.ndarray]:
-    """By column, the first test scene of each class, in the order of the classes: (classes, size, size, 3) uint8."""
-    label = suite.test(suite.seen, "cpu")[1].tolist()
-    first = [label.index(n) for n in range(suite.classes)]
-    shown = {domain: suite.test(domain, "cpu")[0][first].permute(0, 2, 3, 1) for domain in suite.domains}
-    shown[MASK] = suite.masks(suite.seen, "cpu")[first][..., None].expand(-1, -1, -1, 3)
+    """By column, a test scene of each class, in the order of the classes: (classes, size, size, 3) uint8."""
+    shown = {domain: suite.test(domain, "cpu")[0].permute(0, 2, 3, 1) for domain in suite.domains}
+    shown[MASK] = suite.masks(suite.seen, "cpu")[..., None].expand(-1, -1, -1, 3)
     return {name: (255 * images).round().byte().numpy() for name, images in shown.items()}
 
 
@@ -73,7 +71,7 @@ def page(suite: Scenes, folder: str) -> str:
 :name: fig-scenes
 :width: {(LABEL + len(CUES) * (ENLARGED * suite.size + GAP)) // 2}px
 :alt: A grid of small drawn pictures. Rows: the classes {", ".join(suite.names)}. Columns: {shown}. Along a row the same object stands in the same pose; what each column leaves of it is said below.
-The first test scene of each of the {suite.classes} classes, {suite.size} × {suite.size} pixels, in {len(suite.domains)} domains. Along a row, the object and its pose are the
+A scene of each of the {suite.classes} classes, drawn as the test scenes are, {suite.size} × {suite.size} pixels, in {len(suite.domains)} domains. Along a row, the object and its pose are the
 same. The shape always tells the class. An object's texture is that of its class in {texture} of the scenes and its colour in {colour}; else they are
 those of another class, each equally often. {100 * PAPER:g} % of the scenes are before plain paper.
 :::

@@ -20,7 +20,6 @@ from kdlib.book import results as results_file
 from kdlib.book.chapters import contents
 from kdlib.book.command import main
 from kdlib.book.results import EFFECT, PROVENANCE, RECORD, Results
-from kdlib.data.scenes import Scenes
 
 SLUG = "domain-adaptation"
 RESULTS = ROOT / "book" / "results" / f"{SLUG}.json"
@@ -227,7 +226,7 @@ def test_the_glossary_is_in_order_and_its_terms_are_linked_to(book):
 
 
 def test_the_contact_sheet_shows_every_domain_and_class_sharply(book):
-    suite, found = Scenes(), page(book[0], "reproduce")
+    suite, found = sheet.SUITE, page(book[0], "reproduce")
     figure = found.find("figure", id="fig-scenes")
     picture = imread(book[0] / figure.img["src"])[..., :3]
     assert (book[0] / figure.img["src"]).stat().st_size < 300_000 and picture.shape[1] == 2 * int(figure.img["style"].split("width: ")[1].split("px")[0])
@@ -236,8 +235,8 @@ def test_the_contact_sheet_shows_every_domain_and_class_sharply(book):
     assert all(f"{name}: " in found.article.get_text() for name in shown) and f"{100 * suite.texture:g} % of the scenes" in figure.figcaption.get_text()
     for column, domain in enumerate(suite.domains):
         images, labels = suite.test(domain, "cpu")
-        for row in range(suite.classes):
-            first = images[labels.tolist().index(row)].permute(1, 2, 0).numpy()
+        assert labels.tolist() == list(range(suite.classes))
+        for row, first in enumerate(images.permute(0, 2, 3, 1).numpy()):
             top, left = (start + k * (sheet.ENLARGED * suite.size + sheet.GAP) for start, k in ((sheet.HEAD, row), (sheet.LABEL, column)))
             large = picture[top:top + sheet.ENLARGED * suite.size, left:left + sheet.ENLARGED * suite.size]
             for k in 0, sheet.ENLARGED - 1:  # the corners of the squares: none runs into its neighbour
