@@ -7,7 +7,7 @@ from kdlib.book import results as results_file
 from kdlib.book.chapters import Source, contents, sources
 from kdlib.book.claims import CLAIMS, Claim, verdict
 from kdlib.book.results import Results
-from kdlib.book.text import count, effect, gains, points, typeset
+from kdlib.book.text import count, effect, gains, pairs, points, typeset, unbroken
 
 START, END = "<!-- found: written by `kdlib headline` and `kdlib publish`; do not edit -->", "<!-- end of found -->"
 NAMES = {"imagenette-112": "Imagenette", "mnist": "MNIST", "bsds500": "BSDS500", "embedded": "scikit-learn's digits", "bundled": "bundled photographs"}
@@ -57,14 +57,16 @@ def _rows(claim: Claim, judged: dict | None, results: Results) -> list[tuple[str
     """A row for each setting of a claim; one for all where they are more than `FEW`, with the smallest and the largest effect."""
     if judged is None:
         return [(claim.says, ", ".join(claim.domains), "–", "–", "–", "not tested (not in the published run)")]
+    short = pairs(list(dict.fromkeys(row["pair"] for row in results.effects)))
+    named = {where: where.replace(row["pair"], short[row["pair"]]) for where, row in judged["rows"].items()}
     settings, beyond = judged["rows"], {where: against_control(claim, row, results) for where, row in judged["rows"].items()}
     if len(settings) > FEW:
         ends = [f(settings, key=lambda where: settings[where]["effect"]) for f in (min, max)]
         tried = [found for found in beyond.values() if found]
-        return [(claim.says, count(len(settings), "setting"), "; ".join(f"{effect(settings[where], claim.unit)} ({where})" for where in ends),
+        return [(claim.says, count(len(settings), "setting"), "; ".join(f"{effect(settings[where], claim.unit)} ({named[where]})" for where in ends),
                  f"above zero in {sum(map(gains, tried))} of {len(tried)}" if tried else "–", "in the chapter",
                  f"{judged['verdict']} ({list(judged['settled'].values()).count('yes')} of {len(settings)})")]
-    return [("" if n else claim.says, where, effect(row, claim.unit), points(beyond[where]) if beyond[where] else "–", typeset(judged["paper"][where]),
+    return [("" if n else claim.says, named[where], effect(row, claim.unit), points(beyond[where]) if beyond[where] else "–", typeset(judged["paper"][where]),
              "" if n else judged["verdict"]) for n, (where, row) in enumerate(settings.items())]
 
 
@@ -82,10 +84,12 @@ def basis(chapter: Source, judged: list[tuple[Claim, dict | None]], results: Res
     if given.get("limit"):
         data.append(f"the first {count(given['limit'], 'image')} of each split")
     rested_on = [(claim.items, row) for claim, found in judged if found for row in found["rows"].values()]
-    pairs = list(dict.fromkeys(row["pair"] for _, row in rested_on))
+    whole = list(dict.fromkeys(row["pair"] for _, row in rested_on if " minus " not in row["pair"]))
+    named = [short if short == unbroken(name) else f"{short} (`{name}`)" for name, short in pairs(whole).items()]
+    seeds = sorted({row["n_seeds"] for _, row in rested_on}) or [len(facts["seeds"])]
     numbers = {what: sorted({row["n_items"] for kind, row in rested_on if kind == what and row["n_items"]}) for what, _ in rested_on}
     items = [count(n[0], what) if len(n) == 1 else f"{n[0]:,} to {count(n[-1], what)}" for what, n in numbers.items() if n]
-    parts = [*data, *pairs, count(len(facts["seeds"]), "seed"), *items, f"profile `{facts['profile']}` on {facts['device']}"]
+    parts = [*data, *named, count(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {count(seeds[-1], 'seed')}", *items, f"profile `{facts['profile']}` on {facts['device']}"]
     epochs, paper = given.get("epochs"), chapter.facts["profiles"].get("paper", {}).get("epochs")
     if epochs and paper and epochs != paper:
         parts.append(f"{count(epochs, 'epoch')} (the paper: {paper})")

@@ -12,13 +12,14 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import yaml
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from kdlib.book import ROOT, figures
 from kdlib.book.chapters import sources
 from kdlib.book.claims import CLAIMS, Claim
 from kdlib.book.headline import against_control, basis, judge
 from kdlib.book.results import Results
-from kdlib.book.text import count, gains, listed, points
+from kdlib.book.text import count, gains, listed, pairs, points
 
 METHODS = ("KL", "Hint", "CRD")
 WORDS = {"orig": "plain digits (both saw them)", "color": "coloured digits", "M": "digits over photographs"}
@@ -71,7 +72,7 @@ def place(found: dict[str, Results], folder: Path) -> None:
     if shown:
         with plt.rc_context():
             figures.use_style()
-            figure = draw(shown, title(shown, found))
+            figure = draw(shown, found)
             figure.savefig(folder / "found.png", dpi=200, metadata={"Software": None})
             plt.close(figure)
     (folder / "found.md").write_text(page(shown, found, folder.name) if shown else NOTHING)
@@ -99,14 +100,21 @@ def rows(found: dict[str, Results]) -> list[Row]:
                 row.twin[claim.method] = effect
                 if control := against_control(claim, effect, found[of.chapter]):
                     row.control[claim.method] = control
-        made += settings.values()
+        domains = list(dict.fromkeys(domain for _, domain in settings))
+        made += sorted(settings.values(), key=lambda row: domains.index(row.domain))
     return made
 
 
-def of_first_pair(every: list[Row]) -> list[Row]:
-    """The rows of the first pair that a property was measured on: those that are drawn large, and written down."""
-    first = {row.of: row.pair for row in reversed(every)}
-    return [row for row in every if row.pair == first[row.of]]
+def _pairs(every: list[Row]) -> dict[Property, list[str]]:
+    """The pairs that each property was measured on, in the order of its chapter."""
+    found: dict[Property, dict[str, None]] = {}
+    for row in every:
+        found.setdefault(row.of, {})[row.pair] = None
+    return {of: list(names) for of, names in found.items()}
+
+
+def _several(every: list[Row]) -> bool:
+    return any(len(names) > 1 for names in _pairs(every).values())
 
 
 def _effects(of: Property, found: dict[str, Results]) -> Iterator[tuple[Claim, dict]]:
@@ -136,7 +144,7 @@ def tally(every: list[Row]) -> str:
     parts = [f"{len(which) or 'none'} of {of}{' properties' if m == METHODS[0] else ''} by {m}" for m, (which, of) in counts.items() if of]
     if not parts:
         return ""
-    return ("In every pair tested, students take over " if len(of_first_pair(every)) < len(every) else "Students take over ") + ", ".join(parts)
+    return ("In every pair tested, students take over " if _several(every) else "Students take over ") + ", ".join(parts)
 
 
 def _which(every: list[Row], *panels: str) -> str:
@@ -156,54 +164,64 @@ def _nothing(shown: list[Row], found: dict[str, Results]) -> str:
     return "Too few seeds for a finding" if all(effect["low"] is None for row in shown for effect in row.twin.values()) else ""
 
 
-def draw(every: list[Row], title: str) -> Figure:
-    """A row for each setting, in it a marker a method with its 95 % interval; the second panel is against T*'s students. Small hollow
-    markers: the other pairs of networks."""
-    shown = of_first_pair(every)
-    labels, places, height = _labels(shown)
-    panels = {"twin": "A student minus its\nindependent twin", "control": "A student minus its\ntwin of teacher T*"}
-    panels = {panel: heading for panel, heading in panels.items() if any(getattr(row, panel) for row in shown)}
-    values = [effect["effect"] for row in every for panel in panels for effect in getattr(row, panel).values()]
+def draw(every: list[Row], found: dict[str, Results]) -> Figure:
+    """A column for each method, a line for each setting and pair of networks: filled, the student against its twin, and thin below it, against
+    T*'s student, each with its 95 % interval. A property's block is shaded where it counts as taken over. The first pair is drawn large."""
+    lanes, blocks = _lanes(every)
+    height, first = max(bottom for _, bottom in blocks.values()), {of: names[0] for of, names in _pairs(every).items()}
+    values = [effect["effect"] for row in every for panel in (row.twin, row.control) for effect in panel.values()]
     low, high = min(0, *values) - 0.12, max(0, *values) + 0.12
-    figure, axes = plt.subplots(1, len(panels), figsize=(figures.WIDTH, 1.7 + 0.37 * height), sharex=True, sharey=True, squeeze=False)
-    for axis, (panel, heading) in zip(axes[0], panels.items()):
+    figure, axes = plt.subplots(1, len(METHODS), figsize=(figures.WIDTH, 1.6 + 0.155 * height), sharex=True, sharey=True)
+    for axis, method in zip(axes, METHODS):
+        for of in [] if _nothing(every, found) else handed_on(every, method, "twin")[0]:
+            axis.axhspan(*blocks[of], color=figures.marker(method)["color"], alpha=0.14, linewidth=0)
+        for top, _ in blocks.values():
+            axis.axhline(top, color="#bbbbbb", linewidth=0.8)
         axis.axvline(0, color="black", linewidth=1)
-        for line, row in zip(places, shown):
-            for k, method in enumerate(METHODS):
-                if method in (effects := getattr(row, panel)):
-                    _interval(axis, line + 0.25 * (k - 1), effects[method], figures.marker(method, 6), low, high)
-                others = [getattr(other, panel).get(method) for other in every if (other.of, other.domain) == (row.of, row.domain) and other.pair != row.pair]
-                axis.plot([o["effect"] for o in others if o], [line + 0.25 * (k - 1)] * sum(map(bool, others)),
-                          **figures.marker(method, 3.5) | {"markerfacecolor": "white", "markeredgewidth": 1})
-        axis.set_title(heading)
-        axis.set(xlabel="difference, points", xlim=(low, high), ylim=(height, -0.1))
+        for line, _, row in lanes:
+            large = row and row.pair == first[row.of]
+            if row and method in row.twin:
+                _interval(axis, line - 0.2, row.twin[method], figures.marker(method, 6 if large else 4.2), low, high, width=2.2 if large else 1.3)
+            if row and method in row.control:
+                _interval(axis, line + 0.3, row.control[method], figures.marker(method, 3.8) | HOLLOW, low, high, width=0.8)
+        axis.set_title(method, fontweight="bold")
+        axis.set(xlabel="difference, points", xlim=(low, high), ylim=(height, 0))
         axis.tick_params(axis="y", length=0)
         axis.xaxis.set_major_formatter(figures.points)
-    axes[0][0].set_yticks([place for place, *_ in labels], [words for _, words, _ in labels])
-    for label, (*_, weight) in zip(axes[0][0].get_yticklabels(), labels):
-        label.set_fontweight(weight)
-    figure.legend([plt.Line2D([], [], **figures.marker(m, 6)) for m in METHODS], METHODS, loc="outside lower center", ncols=len(METHODS))
-    figure.suptitle(textwrap.fill(title, 66))
+    axes[0].set_yticks([line for line, *_ in lanes], [words for _, words, _ in lanes], fontsize=9.5)
+    for label, (_, _, row) in zip(axes[0].get_yticklabels(), lanes):
+        label.set_fontweight("normal" if row else "bold")
+    grey = dict(color="#555555", marker="o", linestyle="-")
+    keys = {"minus its independent twin": plt.Line2D([], [], **grey, markersize=6, linewidth=2.2),
+            "minus its twin of teacher T*": plt.Line2D([], [], **grey | HOLLOW, markersize=3.8, linewidth=0.8),
+            "taken over": Patch(color="#555555", alpha=0.2, linewidth=0)}
+    figure.legend(keys.values(), keys, loc="outside lower center", ncols=len(keys), fontsize=10)
+    figure.suptitle(textwrap.fill(title(every, found), 66))
     return figure
 
 
-def _labels(shown: list[Row]) -> tuple[list[tuple[float, str, str]], list[float], float]:
-    """The words on the left, each with its place and weight: a property's in bold, above its settings where there are several. Then each
-    row's place, and the height of all, counted in rows."""
-    labels, places, top = [], [], 0.0
-    for of, group in groupby(shown, lambda row: row.of):
-        settings = list(group)
-        if len(settings) > 1:
-            words = _wrapped(f"{of.says}:")
-            tall = 0.5 * (words.count("\n") + 1)
-            labels.append((top + tall / 2, words, "bold"))
-            top += tall
-        for row in settings:
-            places.append(top + 0.5)
-            labels.append((top + 0.5, _wrapped(_setting(row)), "normal") if len(settings) > 1 else (top + 0.5, _wrapped(of.says), "bold"))
-            top += 1
-        top += 0.2
-    return labels, places, top
+HOLLOW = {"markerfacecolor": "white", "markeredgewidth": 1}
+
+
+def _lanes(every: list[Row]) -> tuple[list[tuple[float, str, Row | None]], dict[Property, tuple[float, float]]]:
+    """The figure's lines, each with its place, its words, and its row, if it is not a property's name above its rows. Then where each
+    property's block begins and ends."""
+    short, of_pairs, lanes, blocks, top = _short(every), _pairs(every), [], {}, 0.0
+    for of, group in groupby(every, lambda row: row.of):
+        begin, words = top, _wrapped(f"{of.says}:")
+        tall = 0.35 + words.count("\n") + 1
+        lanes.append((top + tall / 2 + 0.1, words, None))
+        top += tall
+        own = list(group)
+        for domain, settings in groupby(own, lambda row: row.domain):
+            for n, row in enumerate(settings):
+                setting = [_setting(row)] * (n == 0 and own[0].domain != own[-1].domain)
+                lanes.append((top + 0.5, ": ".join(setting + [short[row.pair]] * (len(of_pairs[of]) > 1)), row))
+                top += 1
+            top += 0.25
+        top += 0.15
+        blocks[of] = begin, top
+    return lanes, blocks
 
 
 def _setting(row: Row) -> str:
@@ -211,72 +229,82 @@ def _setting(row: Row) -> str:
 
 
 def _wrapped(text: str) -> str:
-    """On as few lines of at most 30 characters as will do, of much the same length."""
-    lines = len(textwrap.wrap(text, 30))
-    return next(wrapped for width in range(len(text) // lines, 31) if (wrapped := textwrap.fill(text, width)).count("\n") < lines)
+    """On as few lines of at most 36 characters as will do, of much the same length."""
+    lines = len(textwrap.wrap(text, 36))
+    return next(wrapped for width in range(len(text) // lines, 37) if (wrapped := textwrap.fill(text, width)).count("\n") < lines)
 
 
-def _interval(axis, line: float, effect: dict, style: dict, low: float, high: float) -> None:
+def _interval(axis, line: float, effect: dict, style: dict, low: float, high: float, width: float) -> None:
     """An effect with its interval; an arrow where the interval goes on beyond the panel."""
     if effect["low"] is not None:
-        axis.plot([max(effect["low"], low), min(effect["high"], high)], [line, line], color=style["color"], linewidth=1.6, solid_capstyle="butt")
+        axis.plot([max(effect["low"], low), min(effect["high"], high)], [line, line], color=style["color"], linewidth=width, solid_capstyle="butt")
         for beyond, edge, arrow in (effect["low"] < low, low, "<"), (effect["high"] > high, high, ">"):
             if beyond:
-                axis.plot(edge, line, arrow, color=style["color"], markersize=5, clip_on=False)
+                axis.plot(edge, line, arrow, color=style["color"], markersize=3 + width, clip_on=False)
     axis.plot(effect["effect"], line, **style)
 
 
 CAPTION = """\
-What a distilled student takes over, in percentage points. Left: the student minus its independent twin (same initial weights, same
-images, no teacher; where maps are compared, minus a second independent student). Right: minus the same student of T\\*, a teacher without
-the property, or another one where every teacher has it. Bars are 95 % intervals over seeds and test items; an arrow means that the
-interval goes on. {pairs}A property counts as taken over if the interval lies above zero in each of its settings{each}."""
+What a distilled student takes over, in percentage points, by three methods. Filled: the student minus its independent twin (same initial
+weights, same images, no teacher; where maps are compared, minus a second independent student). Hollow: minus the same student of T\\*, a
+teacher without the property, or another one where every teacher has it. Bars are 95 % intervals over seeds and test items,
+in the chapters on images of one teacher for all seeds of a pair; an arrow means that the interval goes on. {pairs}Shaded: the property counts as taken over, which it does if every filled bar of its block lies above
+zero; the hollow ones show how much of that is owed to this teacher."""
+
+PAIRS = """\
+Where a property was measured on several pairs of networks, each has a line, named by the families of teacher → student, the first drawn
+large. """
 
 ALT = """\
-{title}. Two panels, differences in percentage points with 95 % intervals: a student minus its independent twin, and minus its twin of
-teacher T*. {rows} Tables below hold every value."""
+{title}. Three panels, one for each method; in each, for every property, setting and pair of networks, a difference in percentage points
+with its 95 % interval: a student minus its independent twin, and minus its twin of teacher T*. {rows} Tables below hold every value."""
 
 
 def page(every: list[Row], found: dict[str, Results], folder: str) -> str:
     """Markdown: the figure, what it says, and, folded, its numbers and what they rest on."""
-    shown = of_first_pair(every)
-    several = len(shown) < len(every)
-    caption = CAPTION.format(pairs="Small hollow markers are further pairs of networks, whose intervals stand in the chapters. " if several else "",
-                             each=", in every pair" if several else "")
+    caption = CAPTION.format(pairs=PAIRS if _several(every) else "")
     lines = [f":::{{figure}} {folder}/found.png", ":name: fig-found", ":width: 740px", f":alt: {_alt(every, found)}", "", caption, ":::", ""]
-    if not _nothing(shown, found):
+    if not _nothing(every, found):
         lines.append(f"- **A student, more than its independent twin**: {_which(every, 'twin')}.")
         if against := _which(every, "twin", "control"):
             lines.append(f"- **And more than the same student of T\\***: {against}. That part is owed to this teacher, and not to being taught as such. "
                          "What is not shown need not be absent: where bars are wide, these runs cannot tell.")
     lines += [f"- {text}" for text in (_verdicts(found), _stand_in(found)) if text]
-    lines += ["", "::::{dropdown} The numbers of this figure, and what they rest on", *_numbers(shown, "twin", "independent twin")]
-    lines += _numbers(shown, "control", "twin of teacher T\\*") if any(row.control for row in shown) else []
-    chapters, slugs = sources(), dict.fromkeys(row.of.chapter for row in shown)
+    lines += ["", "::::{dropdown} The numbers of this figure, and what they rest on", *_numbers(every, "twin", "independent twin")]
+    lines += _numbers(every, "control", "twin of teacher T\\*") if any(row.control for row in every) else []
+    chapters, slugs = sources(), dict.fromkeys(row.of.chapter for row in every)
     for slug in slugs:
         claims = [(c, judge(c, found[slug])) for c in CLAIMS if c.chapter == slug]
-        lines.append(f"- {{doc}}`chapters/{slug}` " + basis(chapters[slug], claims, found[slug]).replace("->", "→"))
-    if several:
-        lines.append("\nWhere a chapter has several pairs of networks, the tables are of its first; the chapter shows all.")
+        lines.append(f"- {{doc}}`chapters/{slug}` " + basis(chapters[slug], claims, found[slug]))
     return "\n".join([*lines, "::::", ""])
 
 
-def _numbers(shown: list[Row], panel: str, minus: str) -> list[str]:
-    """One panel of the figure as a table."""
+def _numbers(every: list[Row], panel: str, minus: str) -> list[str]:
+    """One kind of difference as a table. A property's name is shown once, and there for screen readers in each row."""
+    head = ["a student …", "where", *METHODS]
     lines = [f":::{{table}} A student minus its {minus}, in points, with 95 % intervals", f":name: table-found-{panel}", "",
-             "| a student … | " + " | ".join(METHODS) + " |", "|---" * (1 + len(METHODS)) + "|"]
-    for row in shown:
-        where = f": {_setting(row)}" if sum(r.of == row.of for r in shown) > 1 else ""
-        effects = getattr(row, panel)
-        cells = [points(effects[m]).replace("\N{NO-BREAK SPACE}[", " [") if m in effects else "–" for m in METHODS]
-        lines.append(f"| {row.of.says}{where} | " + " | ".join(cells) + " |")
+             "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for of, group in groupby((row for row in every if getattr(row, panel)), lambda row: row.of):
+        for n, row in enumerate(group):
+            cells = [points(getattr(row, panel)[m]).replace("\N{NO-BREAK SPACE}[", " [") if m in getattr(row, panel) else "–" for m in METHODS]
+            lines.append("| " + " | ".join([f'<span class="kdlib-again">{of.says}</span>' if n else of.says, _where(row, every), *cells]) + " |")
     return [*lines, ":::", ""]
 
 
+def _where(row: Row, every: list[Row]) -> str:
+    """What tells a row from the others of its property: 'sketch, residual → residual'."""
+    own = [other for other in every if other.of == row.of]
+    setting, pair = (len({getattr(other, part) for other in own}) > 1 for part in ("domain", "pair"))
+    return ", ".join([_setting(row)] * setting + [_short(every)[row.pair]] * pair)
+
+
+def _short(every: list[Row]) -> dict[str, str]:
+    return pairs(list(dict.fromkeys(row.pair for row in every)))
+
+
 def _alt(every: list[Row], found: dict[str, Results]) -> str:
-    shown = of_first_pair(every)
-    effects = {m: [row.twin[m] for row in shown if m in row.twin] for m in METHODS}
-    said = " ".join(f"{m} lies clear above the twin in {sum(map(gains, its))} of {count(len(its), 'row')}." for m, its in effects.items() if its)
+    effects = {m: [row.twin[m] for row in every if m in row.twin] for m in METHODS}
+    said = " ".join(f"{m} lies clear above the twin in {sum(map(gains, its))} of {count(len(its), 'line')}." for m, its in effects.items() if its)
     return " ".join(ALT.format(title=title(every, found), rows=said).split())
 
 

@@ -14,11 +14,11 @@ from urllib.parse import unquote, urlsplit
 import yaml
 from bs4 import BeautifulSoup, SoupStrainer, Tag
 
-from kdlib.book import ROOT, BookError, downloads, landing, toy
+from kdlib.book import ROOT, BookError, downloads, landing, sheet, toy
 from kdlib.book import results as results_file
 from kdlib.book.chapters import contents, read_notebook, sources
 from kdlib.book.results import Results
-from kdlib.book.text import numbered
+from kdlib.book.text import breakable, numbered
 
 BOOK = ROOT / "book"
 LINKS = "external-links.txt"
@@ -62,6 +62,7 @@ def render(chapters_dir: Path | None, out: Path, config: Path = ROOT / "_config.
         shutil.copytree(BOOK, source, ignore=shutil.ignore_patterns("chapters", "results"))
         found = {slug: results for slug in contents() if (results := _place(slug, chapters_dir, source))}
         landing.place(found, source / "generated")
+        sheet.place(source / "generated")
         html = _jupyter_book(source, Path(work), config)
         for page in _pages(html):
             _mend(page)
@@ -111,12 +112,12 @@ def _still(notebook: dict) -> None:
 
 
 def _number_tables(notebook: dict, chapter: int) -> None:
-    """Number the tables that cells display, as Sphinx numbers the figures."""
+    """Number the tables that cells display, as Sphinx numbers the figures, and let narrow screens break their cells."""
     tables = count(1)
     for cell in notebook["cells"]:
         for output in cell.get("outputs", []):
             if page := output.get("data", {}).get("text/html"):
-                output["data"]["text/html"] = numbered("".join(page), chapter, tables)
+                output["data"]["text/html"] = numbered(breakable("".join(page)), chapter, tables)
 
 
 def _with_buttons(config: dict) -> dict:

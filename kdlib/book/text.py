@@ -90,14 +90,16 @@ _OWN = re.compile(r"(?<![\w/])(residual|plain|transformer)-\d+x\d+(?![\w@])")
 
 def pairs(names: Sequence[str]) -> dict[str, str]:
     """What pairs of networks are called in prose: 'residual → residual' for 'residual-32x2->residual-16x1', the families alone, where that tells
-    it from every other one of `names`; else its whole name. A line breaks behind an arrow only.
-    """
+    it from every other one of `names`; else its whole name."""
     whole = {pair for name in names for pair in name.split(" minus ")}  # a difference of two pairs is named after both
     families = {pair: _OWN.sub(r"\1", pair) for pair in whole}
-    told = {pair: short if list(families.values()).count(short) == 1 else pair for pair, short in families.items()}
-    return {name: " minus ".join(told[pair].replace("-", "\N{NON-BREAKING HYPHEN}").replace("\N{NON-BREAKING HYPHEN}>", "\N{NO-BREAK SPACE}→ ")
-                                 for pair in name.split(" minus "))
-            for name in names}
+    told = {pair: unbroken(short if list(families.values()).count(short) == 1 else pair) for pair, short in families.items()}
+    return {name: " minus ".join(told[pair] for pair in name.split(" minus ")) for name in names}
+
+
+def unbroken(pair: str) -> str:
+    """The name of a pair, which a line breaks behind its arrow only."""
+    return pair.replace("->", "\N{NO-BREAK SPACE}→ ").replace("-", "\N{NON-BREAKING HYPHEN}")
 
 
 def would_have_found(effects: Sequence[dict]) -> str:
@@ -143,6 +145,11 @@ def numbered(page: str, chapter: int, tables: Iterator[int]) -> str:
                 f'<div tabindex="0" role="region" aria-label="{label} {match[1]}"><table><caption>{label} {match[1]}</caption>')
 
     return _HEAD.sub(number, page)
+
+
+def breakable(page: str) -> str:
+    """HTML in whose table cells a line may break between a number and its interval, and nowhere else in the two."""
+    return re.sub(r"(<t[dh][^>]*>[^<]*)", lambda cell: cell[1].replace("\N{NO-BREAK SPACE}[", " ["), page)
 
 
 def settings(slug: str) -> HTML:

@@ -15,7 +15,7 @@ from bs4 import BeautifulSoup
 from matplotlib.image import imread
 
 import kdlib
-from kdlib.book import ROOT, BookError, claims, landing, reference, render, text
+from kdlib.book import ROOT, BookError, claims, landing, reference, render, sheet, text
 from kdlib.book import results as results_file
 from kdlib.book.chapters import contents
 from kdlib.book.command import main
@@ -69,8 +69,8 @@ def test_landing_page_draws_the_results_that_the_folder_holds(book):
     results = only[SLUG]
     for table, reference in (twin, "Ind"), (control, "{}*"):
         rows = [[cell.get_text(strip=True).replace(" [", "\N{NO-BREAK SPACE}[") for cell in row.find_all("td")] for row in table.find_all("tr")[1:]]
-        assert [row[0] for row in rows] == ["knows what only its teacher saw: coloured digits", "knows what only its teacher saw: digits over photographs"]
-        for (_, *cells), domain in zip(rows, ("color", "M")):
+        assert [row[:2] for row in rows] == [["knows what only its teacher saw", where] for where in ("coloured digits", "digits over photographs")]
+        for (_, _, *cells), domain in zip(rows, ("color", "M")):
             assert cells == [text.points(results.find(measure="accuracy", domain=domain, method=m, reference=reference.format(m))) for m in landing.METHODS]
 
 
@@ -138,25 +138,45 @@ def test_what_is_no_finding_is_not_called_one(seeds, profile, said):
     assert "take over 1" not in landing.page(shown, found, "generated")
 
 
-def test_of_several_pairs_the_first_is_drawn_large_and_all_must_agree():
-    found = {SLUG: made(GAINS, pairs=("A->B", "C->D"))}
+def test_all_pairs_are_drawn_with_their_intervals_the_first_large_and_all_must_agree():
+    found = {SLUG: made(GAINS, pairs=("residual-2x1->plain-1x1", "C->D"))}
     every = landing.rows(found)
-    shown = landing.of_first_pair(every)
-    assert [row.pair for row in every] == 2 * ["A->B"] + 2 * ["C->D"] and {row.pair for row in shown} == {"A->B"}
-    assert shown[0].twin["KL"]["effect"] == pytest.approx(0.3)
     said = landing.page(every, found, "generated")
-    assert "the tables are of its first" in said and "Small hollow markers are further pairs" in said and "in every pair." in said
-    one = landing.page(landing.rows({SLUG: made(GAINS)}), {SLUG: made(GAINS)}, "generated")
-    assert "of its first" not in one and "further pairs" not in one
+    assert [(row.domain, row.pair) for row in every] == [(d, p) for d in ("color", "M") for p in ("residual-2x1->plain-1x1", "C->D")]
+    assert "the first drawn\nlarge" in said and "above\nzero" in said and said.count("residual\N{NO-BREAK SPACE}→ plain") == 5, "in two tables of two rows, and in full below"
+    assert f"| coloured digits, C\N{NO-BREAK SPACE}→ D | {text.points(every[1].twin['KL'])} |".replace("\N{NO-BREAK SPACE}[", " [") in said
+    alone = {SLUG: made(GAINS)}
+    assert "drawn\nlarge" not in landing.page(landing.rows(alone), alone, "generated")
     assert landing.title(every, found).startswith("In every pair tested, students take over 1 of 1 properties by KL, none of 1 by Hint")
+    figure = landing.draw(every, found)
+    axis, style = figure.axes[0], landing.figures.marker("KL")
+    marks = [(float(line.get_xdata()[0]), line.get_markersize()) for line in axis.lines if line.get_marker() == "s" and line.get_markerfacecolor() == style["color"]]
+    bars = [[float(x) for x in line.get_xdata()] for line in axis.lines if line.get_color() == style["color"] and len(line.get_xdata()) == 2]
+    words = [label.get_text() for label in axis.get_yticklabels()]
+    landing.plt.close("all")
+    assert [x for x, _ in marks] == pytest.approx([row.twin["KL"]["effect"] for row in every])
+    assert [size for _, size in marks] == [6, 4.2, 6, 4.2]
+    for row in every:
+        for effect in row.twin["KL"], row.control["KL"]:
+            assert pytest.approx([effect["low"], effect["high"]]) in bars
+    assert words[1:3] == ["coloured digits: residual\N{NO-BREAK SPACE}→ plain", "C\N{NO-BREAK SPACE}→ D"]
     for effect in found[SLUG].effects:
         if (effect["pair"], effect["method"], effect["domain"]) == ("C->D", "KL", "M"):
             effect["low"] = -0.1
     assert "take over none of 1 properties by KL" in landing.title(landing.rows(found), found), "one pair is not clear of zero"
-    figure = landing.draw(every, "")
-    small = [line.get_xdata() for line in figure.axes[0].lines if line.get_markersize() == 3.5 and line.get_color() == landing.figures.marker("KL")["color"]]
+
+
+def shaded(found):
+    figure = landing.draw(landing.rows(found), found)
     landing.plt.close("all")
-    assert [list(x) for x in small] == [pytest.approx([0.4]), pytest.approx([0.3])]
+    return [sum(isinstance(patch, landing.Patch) for patch in axis.patches) for axis in figure.axes]
+
+
+def test_what_counts_as_taken_over_is_shaded():
+    assert shaded({SLUG: made(GAINS)}) == [1, 0, 0] and shaded({SLUG: made(GAINS, seeds=2)}) == [0, 0, 0]
+    trial = {SLUG: made(GAINS)}
+    trial[SLUG].provenance["profile"] = "smoke"
+    assert shaded(trial) == [0, 0, 0]
 
 
 def test_stand_in_data_are_said_to_earn_no_verdict():
@@ -168,7 +188,7 @@ def test_stand_in_data_are_said_to_earn_no_verdict():
 def test_an_interval_beyond_the_panel_ends_in_an_arrow():
     narrow, wide = made(GAINS), made(GAINS)
     next(e for e in wide.effects if e["reference"] == "Ind")["high"] = 3.0
-    drawn = [sum(line.get_marker() == ">" for axis in landing.draw(landing.rows({SLUG: r}), "").axes for line in axis.lines) for r in (narrow, wide)]
+    drawn = [sum(line.get_marker() == ">" for axis in landing.draw(landing.rows({SLUG: r}), {SLUG: r}).axes for line in axis.lines) for r in (narrow, wide)]
     landing.plt.close("all")
     assert drawn == [0, 1]
 
@@ -203,6 +223,24 @@ def test_the_glossary_is_in_order_and_its_terms_are_linked_to(book):
     terms = [term.find(string=True) for term in page(book[0], "glossary").select("dl.glossary dt")]
     assert len(terms) > 20 and terms == sorted(terms, key=str.casefold)
     assert len(page(book[0], "intro").select('a[href^="glossary.html#term-"]')) > 3
+
+
+def test_the_contact_sheet_shows_every_domain_and_class_sharply(book):
+    suite, found = sheet.SUITE, page(book[0], "reproduce")
+    figure = found.find("figure", id="fig-scenes")
+    picture = imread(book[0] / figure.img["src"])[..., :3]
+    assert (book[0] / figure.img["src"]).stat().st_size < 300_000 and picture.shape[1] == 2 * int(figure.img["style"].split("width: ")[1].split("px")[0])
+    shown = sheet.columns(suite)
+    assert tuple(shown) == tuple(sheet.CUES) == (*suite.domains, sheet.MASK) and all(name in figure.img["alt"] for name in (*shown, *suite.names))
+    assert all(f"{name}: " in found.article.get_text() for name in shown) and f"{100 * suite.texture:g} % of the scenes" in figure.figcaption.get_text()
+    for column, domain in enumerate(suite.domains):
+        images, labels = suite.test(domain, "cpu")
+        assert labels.tolist() == list(range(suite.classes))
+        for row, first in enumerate(images.permute(0, 2, 3, 1).numpy()):
+            top, left = (start + k * (sheet.ENLARGED * suite.size + sheet.GAP) for start, k in ((sheet.HEAD, row), (sheet.LABEL, column)))
+            large = picture[top:top + sheet.ENLARGED * suite.size, left:left + sheet.ENLARGED * suite.size]
+            for k in 0, sheet.ENLARGED - 1:  # the corners of the squares: none runs into its neighbour
+                assert np.abs(large[k::sheet.ENLARGED, k::sheet.ENLARGED] - first).max() < 1 / 255
 
 
 # the library
@@ -271,6 +309,16 @@ def test_tables_are_numbered_like_figures(book):
         assert table["id"] == f"table-{n}"
         assert all(said.startswith(label) for said in (table.p.get_text(), table.caption.get_text(), table.div["aria-label"]))
     assert re.match(r"Table \d+ Flags", page(book[0], "statistics").find(id="table-flags").caption.get_text())
+
+
+def test_an_interval_in_a_table_breaks_before_its_bracket_only(book):
+    cells = [cell.get_text() for cell in page(book[0], f"chapters/{SLUG}").select(".kdlib-table td") if "[" in cell.get_text()]
+    assert len(cells) > 20
+    for said in cells:
+        assert " [" in said and "\N{NO-BREAK SPACE}[" not in said and not re.search(r"\[[^]]* ", said), said
+    cell = "<td>+1.0\N{NO-BREAK SPACE}[−1.0,\N{NO-BREAK SPACE}+3.0]</td>"
+    around = "<p>1\N{NO-BREAK SPACE}[2]</p>"
+    assert text.breakable(around + cell) == around + cell.replace("\N{NO-BREAK SPACE}[", " [")
 
 
 def test_only_tables_of_the_book_are_numbered():

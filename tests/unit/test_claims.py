@@ -108,4 +108,3 @@ def test_what_a_run_would_have_found():
     [found] = results([("p->q", "d", 0.05, {})]).effects
     assert text.would_have_found([found, row]) == words.format(f"{one:.1f}"), "only what was not clear"
     assert text.would_have_found([found]) == text.would_have_found([row | {"low": None, "high": None, "p": None}]) == text.would_have_found([]) == ""
-

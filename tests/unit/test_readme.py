@@ -15,8 +15,8 @@ from bs4 import BeautifulSoup
 from kdlib.book import ROOT, BookError, claims, headline
 from kdlib.book.chapters import contents, source
 from kdlib.book.command import _parser
-from kdlib.book.results import PROVENANCE, Results
-from kdlib.book.text import points
+from kdlib.book.results import PROVENANCE, Results, read
+from kdlib.book.text import pairs, points
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = [(kind, body) for kind, body in re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)]
@@ -37,11 +37,13 @@ def test_verdicts_and_effects_are_those_on_the_published_pages():
     judged = {}
     for slug in contents():
         page = ROOT / "book" / "chapters" / f"{slug}.ipynb"
+        short = pairs(list(dict.fromkeys(row["pair"] for row in read(ROOT / "book" / "results" / f"{slug}.json").effects))) if page.exists() else {}
         for cell in nbformat.read(page, as_version=4).cells if page.exists() else ():
             for output in cell.get("outputs", []):
                 for table in BeautifulSoup(output.get("data", {}).get("text/html", ""), "html.parser").find_all("table"):
                     head, *rows = ([c.get_text() for c in row.find_all(["th", "td"])] for row in table.find_all("tr"))
                     for says, where, paper, effect, _, verdict in rows if head[0] == "claim" else ():
+                        where = max((where.replace(name, said) for name, said in short.items()), key=lambda said: said != where, default=where)
                         judged.setdefault(says, {})[where] = effect, paper.replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}"), verdict
     found = {}
     for line in README.split(headline.START)[1].split(headline.END)[0].splitlines():
@@ -101,7 +103,7 @@ def test_a_claim_is_a_row_and_its_basis_stands_above(book):
     effect, own = (points(results.find(method="KL", reference=r)) for r in ("Ind", "KL*"))
     paper = "+9.0\N{NO-BREAK SPACE}(Table\N{NO-BREAK SPACE}1)"
     assert headline.found(root).splitlines() == [
-        "**[About digits](book/chapters/digits.ipynb)** Sec. 5.1: MNIST; A->B; 3 seeds; 1,000 test images; profile `real` on a CPU; "
+        "**[About digits](book/chapters/digits.ipynb)** Sec. 5.1: MNIST; A\N{NO-BREAK SPACE}→ B; 3 seeds; 1,000 test images; profile `real` on a CPU; "
         "4 epochs (the paper: 14).",
         "",
         "| claim of the paper | where | effect | beyond the control | the paper's effect | verdict |",
@@ -109,9 +111,21 @@ def test_a_claim_is_a_row_and_its_basis_stands_above(book):
         f"| KL gains | color | {effect} | {own} | {paper} | replicated |"]
 
 
+def test_pairs_are_short_in_the_rows_and_stand_in_full_above(book):
+    root, publish = book
+    results = publish()
+    for effect in list(results.effects):
+        effect["pair"] = "residual-8x2->plain-8x1"
+        results.effects.append({**effect, "pair": "C->D", "n_seeds": 5})
+    results.write(root / "book" / "results" / "digits.json")
+    above, *_, first, second = headline.found(root).replace("\N{NO-BREAK SPACE}", " ").splitlines()
+    assert "MNIST; residual → plain (`residual-8x2->plain-8x1`); C → D; 3 to 5 seeds;" in above
+    assert first.startswith("| KL gains | color, residual → plain |") and second.startswith("|  | color, C → D |")
+
+
 @pytest.mark.parametrize("given, said, unsaid", [
     ({"epochs": 14}, "| replicated |", "epoch"),
-    ({"source": "embedded"}, "scikit-learn's digits; A->B; 3 seeds", "| replicated |"),
+    ({"source": "embedded"}, "scikit-learn's digits; A → B; 3 seeds", "| replicated |"),
     ({"source": "embedded"}, "| not tested (not the paper's data) |", "| replicated |"),
     ({"limit": 128}, "the first 128 images of each split", "| replicated |"),
     ({"arms": ("Ind", "KL")}, "] | – | +9.0", "KL*"),
