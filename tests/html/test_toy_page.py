@@ -116,6 +116,29 @@ def test_the_front_end_computes_what_python_computes(empty, case):
         np.testing.assert_allclose(np.array(found[name]).reshape(np.shape(value)), value, atol=1e-6, rtol=1e-6, err_msg=name)
 
 
+COUNT = """async ({ source, sets }) => {
+    const m = await import(`data:text/javascript;base64,${source}`), { exp, log1p } = Math;
+    let calls;
+    Math.exp = z => (calls.exp += 1, exp(z));
+    Math.log1p = z => (calls.log1p += 1, log1p(z));
+    const found = sets.map(points => (calls = { exp: 0, log1p: 0 }, m.teacher(points), calls));
+    Object.assign(Math, { exp, log1p });
+    return found;
+}"""
+
+
+def test_the_front_end_too_halves_no_step_where_only_rounding_makes_the_objective_grow(empty):
+    sets = []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        x = np.round(rng.uniform([-5, -4], [5, 4], (int(rng.integers(2, 200)), 2)), 2)
+        y = (x @ rng.standard_normal(2) + rng.standard_normal() > 0).astype(int) if seed % 3 else rng.integers(0, 2, len(x))
+        sets.append([{"x": a, "y": b, "label": k} for (a, b), k in zip(x.tolist(), y.tolist())])
+    for calls, points in zip(empty.evaluate(COUNT, {"source": SOURCE, "sets": sets}), sets):
+        tried, gradients = calls["log1p"] / len(points) - 1, (calls["exp"] - calls["log1p"]) / len(points)
+        assert tried == gradients - 1 < 10
+
+
 @pytest.mark.parametrize("scene", [s["scene"] for s in scenes()])
 def test_each_scene_is_drawn_as_python_draws_it_and_shows_what_it_says(visit, scene):
     page, [state] = visit(f"#scene={scene}"), [s for s in scenes() if s["scene"] == scene]

@@ -3,7 +3,7 @@
 
 // ---- mathematics: theta = [w1, w2, b], logit z = w.x + b, class 1 with probability sigmoid(z / tau) ------------------------------
 
-const PENALTY = 0.01;
+const PENALTY = 0.01, ROUNDING = 1e-12;
 
 export function stream(seed) { // mulberry32
   let state = seed | 0;
@@ -35,7 +35,8 @@ const sigmoid = z => 1 / (1 + Math.exp(-z));
 const softplus = z => Math.max(z, 0) + Math.log1p(Math.exp(-Math.abs(z))); // -log sigmoid(-z)
 const crossEntropy = (z, label) => softplus(label ? -z : z);
 
-// The penalised logistic regression of all points: Newton's method, halving a step that makes the objective grow.
+// The penalised logistic regression of all points: Newton's method, halving a step that makes the objective grow
+// by more than rounding.
 export function teacher(points, penalty = PENALTY) {
   let theta = [0, 0, 0];
   if (!points.length) return theta;
@@ -56,7 +57,7 @@ export function teacher(points, penalty = PENALTY) {
     let step = solve(xx / n + penalty, xy / n, x1 / n, yy / n + penalty, y1 / n, one / n + penalty, g);
     const moved = () => theta.map((t, k) => t - step[k]);
     let next = objective(moved());
-    for (let half = 0; half < 30 && next > value; half++) {
+    for (let half = 0; half < 30 && next > value * (1 + ROUNDING); half++) {
       step = step.map(s => s / 2);
       next = objective(moved());
     }
