@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from kdlib.probes import boundary
 
 PENALTY = 0.01  # of the teacher's squared weights: on separable classes an unpenalised one would grow without end
+ROUNDING = 1e-12  # of the teacher's objective: growth by less is no growth. At the optimum a perfect step can seem to grow it by some 1e-16.
 
 
 def stream(seed: int) -> Iterator[float]:
@@ -60,8 +61,8 @@ def distance(theta: Array, x: Array) -> Array:
 def teacher(x: Array, y: Array, *, penalty: float = PENALTY) -> Array:
     """The theta that minimises mean_i CE(z_i, y_i) + penalty / 2 |theta|^2, to a gradient below 1e-10.
 
-    Newton's method from 0; a step is halved, at most 30 times, until the objective does not grow. The penalty, on b too, makes the
-    answer unique whatever the points.
+    Newton's method from 0; a step is halved, at most 30 times, until the objective does not grow by more than rounding. The penalty, on
+    b too, makes the answer unique whatever the points.
     """
     if not penalty > 0:
         raise ValueError(f"teacher: penalty must be positive, got {penalty}")
@@ -81,7 +82,7 @@ def teacher(x: Array, y: Array, *, penalty: float = PENALTY) -> Array:
             break
         step = np.linalg.solve((x1.T * (q * (1 - q))) @ x1 / len(x) + penalty * np.eye(len(theta)), gradient)
         for _ in range(30):
-            if (moved := objective(theta - step)) <= value:
+            if (moved := objective(theta - step)) <= value * (1 + ROUNDING):
                 break
             step = step / 2
         theta, value = theta - step, moved

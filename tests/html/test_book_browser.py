@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from PIL import Image
 
 from kdlib.book.render import contents, render
+
+from waiting import rest, still, until
 
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 THEMES = "light", "dark"
@@ -27,6 +30,12 @@ FACTS = """() => {
              levels, blank: [...document.images].filter(node => !node.naturalWidth).map(node => node.src) };
 }"""
 
+# Pictures load when they come near the screen; here all of them do, or fail.
+LOADED = """async () => {
+    for (const image of document.images) image.loading = "eager";
+    await Promise.allSettled([...document.images].map(image => image.decode()));
+}"""
+
 # What reaches beyond the screen without a region of its own that scrolls, by keyboard too.
 LOST = """() => {
     const scrolls = node => node && (/auto|scroll/.test(getComputedStyle(node).overflowX) && node.scrollWidth > node.clientWidth && node.tabIndex === 0
@@ -37,19 +46,29 @@ LOST = """() => {
 }"""
 
 # Presses each button as a script does, without the hovering that alone would change the page, and tells which changed nothing.
-INERT = """async () => {
-    const rest = () => new Promise(done => setTimeout(done, 150));
+INERT = """async patience => {
+    const pause = () => new Promise(done => setTimeout(done, 50));
     const state = () => [document.documentElement.outerHTML, scrollY, window.printed].join();
+    const quiet = async () => { // what was pressed before has had its effect
+        let last = state();
+        for (let same = 0, end = performance.now() + patience; same < 4 && performance.now() < end;) {
+            await pause();
+            const now = state();
+            same = now === last ? same + 1 : 0;
+            last = now;
+        }
+        return last;
+    };
     const found = [];
     window.printed = 0;
     window.print = () => { window.printed += 1; };
     scrollTo(0, 600);
     for (const node of document.querySelectorAll("button:not(:disabled), summary")) {
-        if (node.closest(".kdtoy") || !node.checkVisibility({ visibilityProperty: true })) continue;
-        await rest();
-        const before = state();
+        if (node.closest(".kdtoy")) continue;
+        const before = await quiet(), end = performance.now() + patience;
+        if (!node.checkVisibility({ visibilityProperty: true })) continue;
         node.click();
-        await rest();
+        while (state() === before && performance.now() < end) await pause();
         if (state() === before) found.push(node.outerHTML);
         document.querySelector("dialog[open]")?.close();
     }
@@ -114,25 +133,26 @@ def load(context, path: Path, seen: Seen):
     page.on("request", lambda r: seen.asked.add(r.url))
     page.goto(path.as_uri())
     page.evaluate("() => window.MathJax?.startup.promise.then(() => {})")
-    page.wait_for_timeout(50)
+    still(page)
     return page
 
 
 def look(context, path: Path, axe) -> Seen:
     seen = Seen()
     page = load(context, path, seen)
-    page.evaluate("for (const image of document.images) image.loading = 'eager'")
+    page.evaluate(LOADED)
     page.add_style_tag(content="* { transition: none !important }")  # no colour is on its way to another
     seen.facts = page.evaluate(FACTS)
     page.evaluate("for (const folded of document.querySelectorAll('details')) folded.open = true")
     for theme in THEMES:
         page.emulate_media(color_scheme=theme)
-        page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 50))))")  # told, and drawn
+        until(page, "theme => (document.documentElement.dataset.theme ?? theme) === theme", theme)
+        still(page)
         seen.theme.append(page.evaluate("document.documentElement.dataset.theme"))
         seen.shots.append(np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("L"), dtype=int))
         seen.violations += axe(page, theme)
     page.set_viewport_size(NARROW)
-    page.wait_for_timeout(400)  # the theme hears of it with some delay
+    until(page, f"() => ({LOST})().length === 0", timeout=5_000)  # the theme hears of it with some delay
     seen.width, seen.lost = page.evaluate("document.documentElement.scrollWidth"), page.evaluate(LOST)
     page.close()
     return seen
@@ -189,38 +209,44 @@ def test_what_opens_on_a_page_is_accessible_too(visit, axe, theme):
     found = axe(page, "narrow")
     for toggle in ".primary-toggle", ".secondary-toggle":
         page.click(toggle)
-        page.wait_for_timeout(300)
+        page.wait_for_selector("dialog[open]")
+        still(page)
         assert page.locator("dialog[open] a").count() > 5
         found += axe(page, toggle)
         page.keyboard.press("Escape")
+        page.wait_for_selector("dialog[open]", state="detached")
     page.set_viewport_size(WIDE)
     page.click(".dropdown-download-buttons button")
-    page.wait_for_timeout(300)
-    assert page.is_visible(".dropdown-menu")
+    page.wait_for_selector(".dropdown-menu")
+    still(page)
     found += axe(page, "downloads")
     page.keyboard.press("Escape")
+    page.wait_for_selector(".dropdown-menu", state="hidden")
     page.keyboard.press("Control+k")
-    page.wait_for_timeout(300)
-    assert page.is_visible("#pst-search-dialog input")
+    page.wait_for_selector("#pst-search-dialog input")
+    still(page)
     assert found + axe(page, "search") == []
 
 
 @pytest.mark.parametrize("name, size", [(CHAPTER, WIDE), ("reproduce", NARROW)], ids=["wide", "narrow"])
 def test_every_button_does_something(visit, name, size):
     page = visit(name, size)
-    assert page.evaluate(INERT) == []
+    assert page.evaluate(INERT, 10_000) == []
 
 
 def test_search_finds_a_word_of_a_chapter(visit, axe):
     page = visit("intro")
     page.keyboard.press("Control+k")
+    page.wait_for_selector("#pst-search-dialog input:focus")
     page.keyboard.type("adversarial")
     page.keyboard.press("Enter")
-    page.wait_for_selector("#search-results li a")
-    page.wait_for_timeout(300)
-    assert axe(page, "results") == []
+    page.wait_for_url(re.compile(r"/search\.html\?q=adversarial"))
+    page.wait_for_selector("text=Search finished")
+    still(page)
+    assert page.locator("#search-results li a").count() and axe(page, "results") == []
     page.click("#search-results a[href*='chapters/adversarial.html']")
-    assert "/chapters/adversarial.html" in page.url and "adversarial" in page.inner_text("article")
+    page.wait_for_url(re.compile(r"/chapters/adversarial\.html"))  # and until it is loaded
+    assert "adversarial" in page.inner_text("article")
     page.goto(page.url.split("chapters")[0] + "search.html?q=xyzzyplugh")
     page.wait_for_selector("text=did not match any documents")
 
@@ -231,9 +257,10 @@ FOCUS = "(node => node === document.body ? null : (node.ariaLabel || node.title 
 def test_the_keyboard_alone_reaches_everything(visit):
     page = visit(CHAPTER)
     page.keyboard.press("Tab")
-    page.wait_for_timeout(500)
+    still(page)
     assert page.evaluate(FOCUS) == "Skip to main content" and page.locator(":focus").bounding_box()["y"] >= 0
     page.keyboard.press("Enter")
+    until(page, "location.hash === '#main-content'")
     page.keyboard.press("Tab")
     assert page.evaluate("document.querySelector('#main-content').contains(document.activeElement)")
     page = visit(CHAPTER)
@@ -247,21 +274,19 @@ def test_the_keyboard_alone_reaches_everything(visit):
     for toggle in ".primary-toggle", ".secondary-toggle":
         page.focus(toggle)
         page.keyboard.press("Enter")
-        page.wait_for_timeout(300)
-        assert page.evaluate("document.querySelector('dialog[open]').contains(document.activeElement)")
+        page.wait_for_function("document.querySelector('dialog[open]')?.contains(document.activeElement)")
         page.keyboard.press("Escape")
-        page.wait_for_timeout(300)
-        assert page.evaluate(f"document.activeElement.matches('{toggle}')")
+        page.wait_for_function("toggle => document.activeElement.matches(toggle)", arg=toggle)
     page.focus(".theme-switch-button")
     before = page.evaluate("document.documentElement.dataset.mode")
     page.keyboard.press("Enter")
-    page.wait_for_timeout(300)
+    until(page, "before => document.documentElement.dataset.mode !== before", before)
     assert page.evaluate("document.documentElement.dataset.mode") != before and page.evaluate("document.activeElement.matches('.theme-switch-button')")
 
 
 def test_the_front_door_leads_in(browser, book):
     page = browser.new_page(offline=True)
-    page.goto((book / "index.html").as_uri())
+    page.goto((book / "index.html").as_uri(), wait_until="commit")
     page.wait_for_url("**/intro.html")
     page.close()
 
@@ -278,7 +303,8 @@ def test_paper_is_white_and_free_of_controls(visit):
     page = visit(CHAPTER, color_scheme="dark")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     page.emulate_media(media="print")
-    page.wait_for_timeout(300)
+    until(page, "matchMedia('print').matches")
+    still(page)
     shot = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("L"))
     assert np.median(shot) > 230
     assert [node for node in page.locator("button, nav.bd-links, summary, .prev-next-area").all() if node.is_visible()] == []
@@ -295,7 +321,7 @@ def test_what_is_wrong_is_seen(browser, axe, tmp_path):
     (tmp_path / "page.html").write_text(PLANTED)
     context, seen = browser.new_context(viewport=WIDE, offline=True), Seen()
     page = load(context, tmp_path / "page.html", seen)
-    assert [text.count("Nothing") for text in page.evaluate(INERT)] == [1]
+    assert [text.count("Nothing") for text in page.evaluate(INERT, 1_000)] == [1]
     seen = look(context, tmp_path / "page.html", axe)
     context.close()
     assert any(url.startswith("https:") for url in seen.asked) and {"oh", f"failed: {(tmp_path / 'gone.png').as_uri()}"} <= set(seen.complaints)
@@ -305,13 +331,7 @@ def test_what_is_wrong_is_seen(browser, axe, tmp_path):
 
 def test_the_toy_example_lives_in_its_chapter(visit):
     page = visit("chapters/toy")
-
-    def rest():
-        page.wait_for_timeout(50)
-        page.wait_for_selector(".kdtoy-picture[aria-busy=false]")
-        page.wait_for_timeout(350)
-
-    rest()
+    rest(page)
     teacher, told = ".kdtoy-line.kdtoy-teacher", ".kdtoy-scene strong"
     before = page.get_attribute(teacher, "d")
     page.locator(".kdtoy-picture").scroll_into_view_if_needed()
@@ -322,19 +342,19 @@ def test_the_toy_example_lives_in_its_chapter(visit):
     page.mouse.move(x - 60, y + 10)
     page.mouse.move(x - 120, y + 20)
     page.mouse.up()
-    rest()
+    rest(page)
     moved = page.get_attribute(teacher, "d")
     assert moved != before and page.evaluate("location.hash").startswith("#v=1&scene=three&")
     page.evaluate("location.hash = 'why-three-are-enough'")  # a heading's address is none of the example's
-    rest()
+    rest(page)
     assert page.get_attribute(teacher, "d") == moved and not page.is_visible(".kdtoy-message")
     page.click(".kdlib-steps a[href='#scene=two']")
-    rest()
+    rest(page)
     assert page.inner_text(told) == "Two points leave the line free to turn." and page.locator(".kdtoy-seen").count() == 2
-    top = page.locator(".kdtoy-scenes").bounding_box()["y"]
-    assert -10 < top < 400, "the link leads to the example"
+    until(page, "(top => -10 < top && top < 400)(document.querySelector('.kdtoy-scenes').getBoundingClientRect().top)")  # scrolled there
+    assert -10 < page.locator(".kdtoy-scenes").bounding_box()["y"] < 400, "the link leads to the example"
     page.evaluate("location.hash = 'v=1&tau=<img>'")
-    rest()
+    rest(page)
     assert "This link cannot be read" in page.inner_text(".kdtoy-message")
     page.close()
     shared = visit("chapters/toy", NARROW, has_touch=True)

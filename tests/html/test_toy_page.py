@@ -7,10 +7,13 @@ import re
 import numpy as np
 import pytest
 
+from bench.toy_frame import link
 from kdlib import toy
 from kdlib.book.command import main
 from kdlib.book.render import check_html
 from kdlib.book.toy import HERE, _segment, arrays, boundaries, scenes
+
+from waiting import rest, until
 
 SOURCE = base64.b64encode((HERE / "toy.js").read_bytes()).decode()
 LINE = ".kdtoy-line.kdtoy-"
@@ -32,7 +35,7 @@ def visit(browser, file):
         context = browser.new_context(viewport={"width": width, "height": height}, offline=True, java_script_enabled=script, **options)
         opened.append(context)
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(60_000)  # on a busy machine
         page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda e: complaints.append(str(e)))
         page.on("request", lambda r: asked.append(r.url.partition("#")[0]))
@@ -45,13 +48,6 @@ def visit(browser, file):
     for context in opened:
         context.close()
     assert not complaints and set(asked) == {file.as_uri()}
-
-
-def rest(page):
-    """Until nothing trains and the state has gone into the address."""
-    page.wait_for_timeout(50)
-    page.wait_for_selector(".kdtoy-picture[aria-busy=false]")
-    page.wait_for_timeout(350)
 
 
 def hash_points(page):
@@ -114,6 +110,64 @@ def test_the_front_end_computes_what_python_computes(empty, case):
               "losses": toy.losses(student, x, **told), "distance": toy.distance(student, x), "rank": toy.rank(x)}
     for name, value in wanted.items():
         np.testing.assert_allclose(np.array(found[name]).reshape(np.shape(value)), value, atol=1e-6, rtol=1e-6, err_msg=name)
+
+
+COUNT = """async ({ source, sets }) => {
+    const m = await import(`data:text/javascript;base64,${source}`), { exp, log1p } = Math;
+    let calls;
+    Math.exp = z => (calls.exp += 1, exp(z));
+    Math.log1p = z => (calls.log1p += 1, log1p(z));
+    const found = sets.map(points => (calls = { exp: 0, log1p: 0 }, m.teacher(points), calls));
+    Object.assign(Math, { exp, log1p });
+    return found;
+}"""
+
+
+def test_the_front_end_too_halves_no_step_where_only_rounding_makes_the_objective_grow(empty):
+    sets = []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        x = np.round(rng.uniform([-5, -4], [5, 4], (int(rng.integers(2, 200)), 2)), 2)
+        y = (x @ rng.standard_normal(2) + rng.standard_normal() > 0).astype(int) if seed % 3 else rng.integers(0, 2, len(x))
+        sets.append([{"x": a, "y": b, "label": k} for (a, b), k in zip(x.tolist(), y.tolist())])
+    for calls, points in zip(empty.evaluate(COUNT, {"source": SOURCE, "sets": sets}), sets):
+        tried, gradients = calls["log1p"] / len(points) - 1, (calls["exp"] - calls["log1p"]) / len(points)
+        assert tried == gradients - 1 < 10
+
+
+CLOCK = """step => {
+    let now = 0;
+    performance.now = () => now += step;
+    const ask = window.requestAnimationFrame.bind(window);
+    window.frames_asked = 0;
+    window.requestAnimationFrame = work => (window.frames_asked += 1, ask(work));
+}"""
+
+
+def test_training_is_divided_by_the_clock_and_ends_with_the_same_bits(visit):
+    found = {}
+    for step in 0, 0.3, 5:  # ms that go by between two looks at the clock
+        page = visit()
+        page.context.add_init_script(f"({CLOCK})({step})")
+        page.goto(page.url.partition("#")[0] + link(1) + "&steps=300")
+        page.reload()
+        page.wait_for_selector(".kdtoy-picture[aria-busy=false]")
+        asked = page.evaluate("frames_asked")
+        found[step] = [drawn(page, name) for name in ("teacher", "distilled", "independent")], page.inner_text(".kdtoy-results"), asked
+    assert found[0][:2] == found[0.3][:2] == found[5][:2]
+    assert found[0][2] < 5 < 8 <= found[0.3][2] < 12 < 30 <= found[5][2] < 35  # of 10 steps of 200 points between two looks
+
+
+def test_the_picture_is_drawn_anew_in_another_size(visit):
+    page = visit("#scene=noise")
+    before = drawn(page, "teacher")
+    page.set_viewport_size({"width": 700, "height": 900})
+    until(page, "was => document.querySelector('.kdtoy-line.kdtoy-teacher').getAttribute('d') !== was", before)
+    rest(page)
+    fresh = visit("#scene=noise", width=700)
+    for part in ".kdtoy-line.kdtoy-teacher", ".kdtoy-line.kdtoy-distilled", ".kdtoy-circles", ".kdtoy-radii", ".kdtoy-fan":
+        assert page.get_attribute(part, "d") == fresh.get_attribute(part, "d") != ""
+    assert page.get_attribute(".kdtoy-point", "transform") == fresh.get_attribute(".kdtoy-point", "transform")
 
 
 @pytest.mark.parametrize("scene", [s["scene"] for s in scenes()])
@@ -213,6 +267,7 @@ def test_a_finger_drags_a_point_and_scrolls_beside_it(visit):
     assert moved[0] < 40 - 100 and moved[1] < 290 - 30 and page.evaluate("scrollY") == at
     box = page.locator(".kdtoy-picture").bounding_box()
     swipe(box["x"] + box["width"] - 15, box["y"] + box["height"] - 15, 0, -120)  # no point there
+    until(page, "at => scrollY > at", at)
     assert page.evaluate("scrollY") > at and hash_points(page)[6] == moved
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import timing
-from bench.__main__ import QUESTIONS
+from bench import timing, toy_frame
+from bench.__main__ import QUESTIONS, updated
 from bench.browser import NoBrowser, find
 from kdlib.book import ROOT
 
@@ -59,6 +59,26 @@ def test_the_page_is_of_a_full_run():
     page = (ROOT / "bench" / "RESULTS.md").read_text()
     check(page, list(QUESTIONS.values()))
     assert "mean nothing" not in page
+
+
+def test_a_part_measured_again_takes_the_place_of_the_old_one():
+    page = (ROOT / "bench" / "RESULTS.md").read_text()
+    first, *_, last = (q.TITLE for q in QUESTIONS.values())
+    new = updated(page, [f"## {last}\n\nAnew.\n\n| a |\n| --- |\n| 1 |\n", "## Another\n\n| b |\n"])
+    assert parts(new) == parts(page) | {last: [["a"], ["---"], ["1"]], "Another": [["b"]]}
+    assert new.partition(f"## {last}")[0].split() == page.partition(f"## {last}")[0].split() and f"## {first}" in new and "Anew." in new
+    assert updated(new, []).split() == new.split()
+
+
+def test_frames_of_a_trace_hold_the_script_since_the_frame_before():
+    def event(name, ts, dur, tdur, thread=7, **more):
+        return {"name": name, "ph": "X", "pid": 1, "tid": thread, "ts": ts, "dur": dur, "tdur": tdur, **more}
+
+    trace = [event("FireAnimationFrame", 1000, 3000, 2000), event("FunctionCall", 1100, 2000, 1900),  # inside, and not counted twice
+             event("EventDispatch", 5000, 500, 400), event("FunctionCall", 5100, 300, 300), event("FunctionCall", 5200, 9000, 9000, thread=8),
+             event("Layout", 5600, 2000, 2000), event("TimerFire", 7700, 300, 100), event("FireAnimationFrame", 8000, 1000, 1000),
+             event("EventDispatch", 9500, 100, 100), {"name": "thread_name", "ph": "M", "pid": 1, "tid": 7, "ts": 0}]
+    assert toy_frame.script(trace[::-1]) == [(2.0, 3.0), (1.5, 1.8)]
 
 
 @pytest.mark.parametrize("name", [name for name, question in QUESTIONS.items() if needs(question)])

@@ -78,6 +78,45 @@ def test_teacher_minimises_its_objective_whatever_the_points():
         toy.teacher(x, y, penalty=0)
 
 
+@pytest.fixture
+def newton(monkeypatch):
+    """Of the teacher of some points: Newton's iterations, and how often a step of them was halved."""
+    calls = {}
+
+    def counted(name):
+        of = getattr(toy, name)
+
+        def call(*given):
+            calls[name] += 1
+            return of(*given)
+        monkeypatch.setattr(toy, name, call)
+
+    counted("_cross_entropy")  # once for the start, and for each step tried
+    counted("expit")  # once an iteration, and once more to see that the gradient is 0
+
+    def newton(x, y, **options):
+        calls.update(_cross_entropy=0, expit=0)
+        toy.teacher(x, y, **options)
+        return calls["expit"] - 1, calls["_cross_entropy"] - calls["expit"]
+
+    return newton
+
+
+@pytest.mark.parametrize("seed", [17, 54, 123, 131, 237, 243])
+def test_no_step_is_halved_where_only_rounding_makes_the_objective_grow(newton, seed):
+    rng = np.random.default_rng(seed)
+    x = np.round(rng.uniform([-5, -4], [5, 4], (int(rng.integers(2, 200)), 2)), 2)
+    y = (x @ rng.standard_normal(2) + rng.standard_normal() > 0).astype(int) if seed % 3 else rng.integers(0, 2, len(x))
+    iterations, halvings = newton(x, y)
+    assert halvings == 0 and iterations < 10
+
+
+def test_a_step_that_goes_too_far_is_halved(newton):
+    x, y = np.array([[-20.0, 0], [0, 70], [50, -40], [80, -70]]), np.array([1, 1, 1, 0])
+    iterations, halvings = newton(x, y, penalty=1e-6)
+    assert halvings > 0 and iterations < 30
+
+
 def test_a_training_step_by_hand():
     # one point at x = 2 from w = 0, b = 0: z = 0. CE: g = 1/2 - 1; KL at tau = 2, target 2 log 3: g = 2 (1/2 - 3/4)
     common = dict(start=np.zeros(2), lr=0.1, steps=1, labels=np.array([1]), targets=np.array([2 * np.log(3)]), tau=2.0)

@@ -3,7 +3,7 @@
 
 // ---- mathematics: theta = [w1, w2, b], logit z = w.x + b, class 1 with probability sigmoid(z / tau) ------------------------------
 
-const PENALTY = 0.01;
+const PENALTY = 0.01, ROUNDING = 1e-12;
 
 export function stream(seed) { // mulberry32
   let state = seed | 0;
@@ -35,7 +35,8 @@ const sigmoid = z => 1 / (1 + Math.exp(-z));
 const softplus = z => Math.max(z, 0) + Math.log1p(Math.exp(-Math.abs(z))); // -log sigmoid(-z)
 const crossEntropy = (z, label) => softplus(label ? -z : z);
 
-// The penalised logistic regression of all points: Newton's method, halving a step that makes the objective grow.
+// The penalised logistic regression of all points: Newton's method, halving a step that makes the objective grow
+// by more than rounding.
 export function teacher(points, penalty = PENALTY) {
   let theta = [0, 0, 0];
   if (!points.length) return theta;
@@ -56,7 +57,7 @@ export function teacher(points, penalty = PENALTY) {
     let step = solve(xx / n + penalty, xy / n, x1 / n, yy / n + penalty, y1 / n, one / n + penalty, g);
     const moved = () => theta.map((t, k) => t - step[k]);
     let next = objective(moved());
-    for (let half = 0; half < 30 && next > value; half++) {
+    for (let half = 0; half < 30 && next > value * (1 + ROUNDING); half++) {
       step = step.map(s => s / 2);
       next = objective(moved());
     }
@@ -81,25 +82,28 @@ export function stepSize(points, { gamma, alpha }) {
   return 4 / ((gamma + alpha) * points.reduce((sum, p) => sum + p.x * p.x + p.y * p.y + 1, 0) / points.length);
 }
 
-// `steps` full-batch gradient steps on mean [gamma CE + alpha tau^2 KL] from `theta`. Points carry `label` and `target`.
-export function train(points, theta, { lr, steps, gamma = 0, alpha = 0, tau = 1 }) {
+// Full-batch gradient descent on mean [gamma CE + alpha tau^2 KL]: a function that takes `steps` steps from `theta`. Points carry
+// `label` and `target`.
+export function trainer(points, { lr, gamma = 0, alpha = 0, tau = 1 }) {
   const n = points.length, x = Float64Array.from(points, p => p.x), y = Float64Array.from(points, p => p.y);
   const label = Float64Array.from(points, p => p.label), told = Float64Array.from(points, p => alpha ? sigmoid(p.target / tau) : 0);
-  let [w1, w2, b] = theta;
-  if (!n || !(gamma || alpha)) return [w1, w2, b];
-  for (let step = 0; step < steps; step++) {
-    let g1 = 0, g2 = 0, g0 = 0;
-    for (let i = 0; i < n; i++) {
-      const z = w1 * x[i] + w2 * y[i] + b;
-      let g = 0;
-      if (gamma) g += gamma * (1 / (1 + Math.exp(-z)) - label[i]);
-      if (alpha) g += alpha * tau * (1 / (1 + Math.exp(-z / tau)) - told[i]);
-      g1 += g * x[i]; g2 += g * y[i]; g0 += g;
+  return ([w1, w2, b], steps) => {
+    if (!n || !(gamma || alpha)) return [w1, w2, b];
+    for (let step = 0; step < steps; step++) {
+      let g1 = 0, g2 = 0, g0 = 0;
+      for (let i = 0; i < n; i++) {
+        const z = w1 * x[i] + w2 * y[i] + b;
+        let g = 0;
+        if (gamma) g += gamma * (1 / (1 + Math.exp(-z)) - label[i]);
+        if (alpha) g += alpha * tau * (1 / (1 + Math.exp(-z / tau)) - told[i]);
+        g1 += g * x[i]; g2 += g * y[i]; g0 += g;
+      }
+      w1 -= lr * (g1 / n); w2 -= lr * (g2 / n); b -= lr * (g0 / n);
     }
-    w1 -= lr * (g1 / n); w2 -= lr * (g2 / n); b -= lr * (g0 / n);
-  }
-  return [w1, w2, b];
+    return [w1, w2, b];
+  };
 }
+export const train = (points, theta, { steps, ...how }) => trainer(points, how)(theta, steps);
 
 export function losses(theta, points, { gamma, alpha, tau }) {
   return points.map(p => {
@@ -211,7 +215,7 @@ const TAUS = [0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 5, 7, 10, 14, 20];
 const SHAPES = ["M0-8.5 8 6H-8Z", "M-6.5-6.5H6.5V6.5H-6.5Z"], CLASSES = ["triangle", "square"], SIGNS = ["▲", "■"];
 const LINES = [["independent", "independent student"], ["teacher", "teacher"], ["distilled", "distilled student"]];
 let ids = 0;
-const BUDGET = 40000; // point evaluations a frame, some 2 ms; longer training goes on in the next frame
+const SLICE = 1, LOOK = 2000; // ms of training in a frame, by a clock that is looked at after so many points; the rest goes on in the next
 
 function make(namespace, tag, attributes = {}, ...children) {
   const node = namespace ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
@@ -229,6 +233,11 @@ function set(node, attributes) { // touches the page only where something change
     if (value === false || value == null) node.removeAttribute(name);
     else if (node.getAttribute(name) !== String(value)) node.setAttribute(name, value);
   }
+}
+function changed(part, ...of) { // whether what a part of the page is made of is anything else than when this was last asked
+  const before = part.of;
+  part.of = of;
+  return !before || of.some((value, k) => value !== before[k]);
 }
 function say(node, text) {
   if (node.textContent !== text) node.textContent = text;
@@ -263,14 +272,18 @@ function lesson(state) {
   const noise = state.noise ? normals(state.draw, state.points.length) : [];
   const points = state.points.map((p, i) => ({ ...p, target: logit(chosen, p) + (state.noise ? state.noise * noise[i] : 0) }));
   const seen = points.filter(p => p.seen), soft = { gamma: state.gamma, alpha: state.alpha, tau: state.tau }, hard = { gamma: 1, alpha: 0 };
+  const [harder, softer] = [hard, soft].map(how => trainer(seen, { ...how, lr: stepSize(seen, how) }));
   return {
     state, points, seen, soft, slope, teacher: chosen, fan: fan(seen), rank: rank(seen), done: 0,
     independent: start(state.start), distilled: start(state.start),
-    advance(steps) {
-      const now = Math.min(steps - this.done, Math.max(1, Math.floor(BUDGET / Math.max(1, seen.length))));
-      this.independent = train(seen, this.independent, { ...hard, lr: stepSize(seen, hard), steps: now });
-      this.distilled = train(seen, this.distilled, { ...soft, lr: stepSize(seen, soft), steps: now });
-      this.done += now;
+    advance(steps) { // the same steps in the same order, however the clock divides them
+      const began = performance.now(), most = Math.max(1, Math.floor(LOOK / Math.max(1, seen.length)));
+      do {
+        const now = Math.min(steps - this.done, most);
+        this.independent = harder(this.independent, now);
+        this.distilled = softer(this.distilled, now);
+        this.done += now;
+      } while (this.done < steps && performance.now() - began < SLICE);
     },
   };
 }
@@ -301,7 +314,7 @@ export function render({ model, el }) {
   let state = check(model.get("state") ?? scenes[0]), current = lesson(state), shown = null;
   let past = [], gesture = null, count = 0, drag = null, hovered = null, selected = null, playing = false, waiting = 0, timer = 0;
   let kept = state, scale = 60;
-  const updates = [];
+  const updates = [], lines = {}, words = {};
 
   // -- what changes the state. Changes of one gesture (a drag, keys on one point, a slider's way) are undone together.
   function change(patch, name = null) {
@@ -567,10 +580,22 @@ export function render({ model, el }) {
   }
   function draw() {
     state.points.forEach((p, i) => {
+      if (!changed(dots[i], p.x, p.y, p.label, p.seen, i === selected, scale)) return;
       set(dots[i].node, { transform: `translate(${px(p.x).toFixed(1)} ${py(p.y).toFixed(1)})`,
         class: `kdtoy-point kdtoy-${CLASSES[p.label]}${p.seen ? " kdtoy-seen" : ""}${i === selected ? " kdtoy-selected" : ""}` });
       set(dots[i].shape, { d: SHAPES[p.label] });
     });
+    if (changed(lines, shown, shown.done, scale)) trace();
+    if (changed(words, shown, shown.done, hovered, selected, state.tau)) tell();
+    for (const update of updates) update();
+    const scene = scenes.find(s => s.scene === state.scene) ?? scenes[0];
+    say(sceneTitle, scene.title);
+    say(sceneText, scene.text);
+    say(sceneQuestion, `Try it: ${scene.question}`);
+    say(playButton, playing ? "Pause" : "Play");
+    undoButton.disabled = !past.length;
+  }
+  function trace() {
     const segment = theta => {
       const two = ends(theta);
       return two ? `M${px(two[0].x).toFixed(1)} ${py(two[0].y).toFixed(1)}L${px(two[1].x).toFixed(1)} ${py(two[1].y).toFixed(1)}` : "";
@@ -589,19 +614,12 @@ export function render({ model, el }) {
     set(circlePath, { d: circles });
     set(radiusPath, { d: radii });
     place();
-    tell();
-    for (const update of updates) update();
-    const scene = scenes.find(s => s.scene === state.scene) ?? scenes[0];
-    say(sceneTitle, scene.title);
-    say(sceneText, scene.text);
-    say(sceneQuestion, `Try it: ${scene.question}`);
-    say(playButton, playing ? "Pause" : "Play");
-    undoButton.disabled = !past.length;
   }
 
   // Labels go beside their lines where they cover least; a place once taken is left only for a clearly better one.
   function place() {
-    const width = 2 * X * scale, height = 2 * Y * scale, taken = [], spots = state.points.map(p => [px(p.x), py(p.y), 9, 9]);
+    const width = 2 * X * scale, height = 2 * Y * scale, taken = [], { points } = shown;
+    const us = Float64Array.from(points, p => px(p.x)), vs = Float64Array.from(points, p => py(p.y));
     const lines = Object.fromEntries([["fan", shown.fan[0] ?? [0, 0, 1]], ...LINES.map(([name]) => [name, shown[name]])]
       .map(([name, theta]) => [name, ends(theta)?.map(p => [px(p.x), py(p.y)])]));
     for (const label of [...labels].reverse()) {
@@ -619,7 +637,7 @@ export function render({ model, el }) {
         const over = ([u, v, uw, vh]) => Math.abs(u - x) < uw + w && Math.abs(v - y) < vh + h;
         let cost = k - (id === label.last ? 4 : 0);
         for (const box of taken) if (over(box)) cost += 100;
-        for (const spot of spots) if (over(spot)) cost += 8;
+        for (let i = 0; i < us.length; i++) if (Math.abs(us[i] - x) < w + 9 && Math.abs(vs[i] - y) < h + 9) cost += 8;
         for (const [name, two] of Object.entries(lines)) {
           if (!two || name === "fan") continue;
           const [[cx, cy], [dx, dy]] = two, size = Math.hypot(dx - cx, dy - cy) || 1, mx = (cy - dy) / size, my = (dx - cx) / size;
