@@ -23,6 +23,7 @@ from kdlib.book.text import count, gains, listed, pairs, points
 
 METHODS = ("KL", "Hint", "CRD")
 WORDS = {"orig": "plain digits (both saw them)", "color": "coloured digits", "M": "digits over photographs"}
+HOLLOW = {"markerfacecolor": "white", "markeredgewidth": 1}
 NOTHING = "This copy of the book holds no results yet. The commands at the end of this page make some.\n"
 
 
@@ -198,9 +199,6 @@ def draw(every: list[Row], found: dict[str, Results]) -> Figure:
     figure.legend(keys.values(), keys, loc="outside lower center", ncols=len(keys), fontsize=10)
     figure.suptitle(textwrap.fill(title(every, found), 66))
     return figure
-
-
-HOLLOW = {"markerfacecolor": "white", "markeredgewidth": 1}
 
 
 def _lanes(every: list[Row]) -> tuple[list[tuple[float, str, Row | None]], dict[Property, tuple[float, float]]]:
