@@ -79,8 +79,8 @@ class Images:
 
     def seeds(self, pair: Pair) -> list[int]:
         """Of a pair's students; the first pair can have more of them than the others."""
-        first = pair == self.pairs[0]
-        return list(range(first and self.parameters.get("first_seeds") or self.parameters["seeds"]))
+        least = self.parameters.get("first_seeds", 0) if pair == self.pairs[0] else 0
+        return list(range(max(self.parameters["seeds"], least)))
 
     def seeds_in_words(self) -> str:
         """'3 seeds', or where the first pair has others '5 seeds of the first pair and 3 of the others'."""

@@ -24,7 +24,7 @@ def test_the_fooled_are_counted_as_the_measurements_say(smoke):
 
     def answers(method, attack=None):
         return np.stack([said(Attacked(runs[method, s], attack) if attack else Predictions(runs[method, s], suite, suite.seen))["prediction"]
-                         for s in range(given["seeds"])])
+                         for s in study.seeds(pair)])
 
     attacks = {m: Attack(runs[m, 0], suite, suite.seen, rate=given["rate"]) for m in ("T", "T*")}
     changed = {(of, m): answers(m, attacks[of]) != answers(m) for of in attacks for m in ("T", "T*", "Ind", "KL", "KL*")}

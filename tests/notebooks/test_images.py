@@ -46,8 +46,9 @@ def test_the_first_pair_can_have_more_seeds_than_the_others():
     assert study.arms(study.pairs[0])["KL", 2].key == study_of().arms(study.pairs[0])["KL", 2].key
     assert study.seeds_in_words() == "5 seeds of the first pair and 3 of the other"
     assert study_of().seeds_in_words() == study_of(first_seeds=3).seeds_in_words() == "3 seeds"
-    assert study_of(first_seeds=1, pairs="residual-4x1->residual-4x1, plain-4x1->residual-4x1, plain-4x1->plain-4x1").seeds_in_words() == \
-        "1 seed of the first pair and 3 of the others"
+    assert study_of(first_seeds=5, seeds=1, pairs="residual-4x1->residual-4x1, plain-4x1->residual-4x1, plain-4x1->plain-4x1").seeds_in_words() == \
+        "5 seeds of the first pair and 1 of the others"
+    assert study_of(first_seeds=1).seeds_in_words() == "3 seeds", "never fewer than the others"
 
 
 def test_hint_meets_the_last_map_where_a_transformer_ends_with_tokens():
@@ -171,7 +172,7 @@ def test_a_chapter_runs_on_a_folder_of_pictures_with_networks_of_timm(tmp_path):
             pixels = np.clip(np.array(colour) + random.normal(0, 40, (40, 36, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(tmp_path / "pictures" / label / f"{i}.png")
     done = kdlib("run", "unseen-domains", "--profile", "smoke", "-p", "source=imagefolder", "-p", f"folder={tmp_path / 'pictures'}", "-p", f"pairs={pair}",
-                 "-p", "limit=0", "-p", "seeds=1", "-p", "batch=12", "--out", tmp_path / "out", KDLIB_CACHE=str(tmp_path / "store"))
+                 "-p", "limit=0", "-p", "seeds=1", "-p", "first_seeds=1", "-p", "batch=12", "--out", tmp_path / "out", KDLIB_CACHE=str(tmp_path / "store"))
     assert done.returncode == 0, done.stderr
     found = read(tmp_path / "out" / "results" / "unseen-domains.json")
     assert {r["domain"] for r in found.records} == {"photo", "grey", "edges", "low-pass", "high-pass", "shuffled", "all unseen"}
