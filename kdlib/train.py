@@ -131,12 +131,17 @@ def resolve_device(device: str) -> str:
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
-    """auto to bfloat16 where the machine computes in it (avx512_bf16 or amx on a CPU), else float32."""
+    """auto to bfloat16 where the machine is faster in it, else float32. Of CPUs those with AMX are, and AMD's with avx512_bf16;
+    Intel's with avx512_bf16 alone took 1.2 (convolutions) to 3 times (a transformer) as long as in float32."""
     if dtype not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"dtype is one of auto, float32, bfloat16, not {dtype!r}")
     if dtype != "auto":
         return dtype
-    fast = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    if device == "cuda":
+        fast = torch.cuda.is_bf16_supported()
+    else:
+        cpu = torch.cpu.get_capabilities()
+        fast = cpu.get("amx_bf16") or cpu.get("avx512_bf16") and not cpu.get("cpu_name", "").startswith("Intel")
     return "bfloat16" if fast else "float32"
 
 

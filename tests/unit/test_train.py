@@ -154,6 +154,19 @@ def test_unknown_device_or_dtype(call, message):
         call()
 
 
+@pytest.mark.parametrize("cpu, dtype", [
+    (dict(cpu_name="Intel Xeon", avx512_bf16=True, amx_bf16=True), "bfloat16"),
+    (dict(cpu_name="Intel Xeon", avx512_bf16=True, amx_bf16=False), "float32"),
+    (dict(cpu_name="AMD EPYC", avx512_bf16=True, amx_bf16=False), "bfloat16"),
+    (dict(cpu_name="AMD EPYC", avx512_bf16=False, amx_bf16=False), "float32"),
+    (dict(architecture="aarch64", bf16=True), "float32"),
+], ids=str)
+def test_auto_is_the_faster_precision_of_a_cpu(monkeypatch, cpu, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
+    assert train.resolve_dtype("auto", "cpu") == dtype
+    assert train.resolve_dtype("bfloat16", "cpu") == "bfloat16"
+
+
 def small_study(seeds=1):
     runs = arms(data=SMALL, teacher=NET, student=NET, teacher_domains=SMALL.domains, teacher_star_domains=("orig",),
                 student_domains=("orig",), objectives={"KL": KL(0.1, 0.9, 4.0), "Hint*": Hint(1.0, 2.0, "conv2", "conv2")},
