@@ -180,7 +180,7 @@ def _of_pair(values: dict, row: dict, default=None):
 
 
 def verdict(claim: Claim, results: Results) -> dict:
-    """The claim's verdict with what it rests on, by domain, or by domain and pair where there are several pairs.
+    """The claim's verdict with what it rests on, by domain, or by domain and pair where the run has several pairs.
 
     Only the paper's data, or photographs in their place, earn one; drawn or stand-in data say `not tested`.
 
@@ -193,7 +193,8 @@ def verdict(claim: Claim, results: Results) -> dict:
     if not found:
         raise KeyError(f"no effect of {claim.method} on {claim.measure} against {claim.reference}")
     pairs = list(dict.fromkeys(row["pair"] for row in found))
-    label = {id(row): row["domain"] if len(pairs) == 1 else f"{row['domain']}, {row['pair']}" for row in found}
+    several = len({row["pair"] for row in results.effects}) > 1
+    label = {id(row): f"{row['domain']}, {row['pair']}" if several else row["domain"] for row in found}
     rows = {label[id(row)]: row for row in sorted(found, key=lambda row: pairs.index(row["pair"]))}
     settled = {where: settle(claim, row) for where, row in rows.items()}
     if not real:

@@ -107,8 +107,9 @@ def would_have_found(effects: Sequence[dict]) -> str:
     sizes = sorted(100 * smallest(e) for e in effects if e["low"] is not None and not clear(e))
     if not sizes:
         return ""
-    ends = list(dict.fromkeys(f"{size:.{1 if size < 10 else 0}f}" for size in (sizes[0], sizes[-1])))
-    return f"Where the interval holds zero, this run would have shown an effect of {' to '.join(ends)}\N{NO-BREAK SPACE}points four times out of five."
+    ends = list(dict.fromkeys("more than 100" if size > 100 else f"{size:.{1 if size < 10 else 0}f}" for size in (sizes[0], sizes[-1])))
+    return (f"Where the interval holds zero, this run would have shown an effect of {' to '.join(ends)}\N{NO-BREAK SPACE}points four times out of five; "
+            "more seeds would show smaller ones.")
 
 
 def _cell(text: str) -> str:
@@ -171,7 +172,7 @@ def provenance(results: Results) -> HTML:
         own = chapter.values(facts["profile"], {})
         changed = [f"{n}={v}" for n, v in facts["parameters"].items() if n in own and own[n] not in (v, "auto")]
     rows = [["parameters", ", ".join(f"{k}={v}" for k, v in facts["parameters"].items())],
-            ["profile", facts["profile"] + (f", changed: {', '.join(changed)}" if changed else "")], ["commit", facts["commit"] or "–"], ["device", f"{facts['device']}, {facts['dtype']}"],
+            ["profile", facts["profile"] + (f", changed: {', '.join(changed)}" if changed else "")], ["commit", (facts["commit"] or "–").replace("+", ", with changes not committed")], ["device", f"{facts['device']}, {facts['dtype']}"],
             ["versions", ", ".join(f"{k} {v}" for k, v in facts["versions"].items())],
             ["seeds", ", ".join(map(str, facts["seeds"]))], ["start", facts["start"]],
             ["duration", f"{facts['duration']:.0f} s (runs and measurements found in the store are read, not repeated)"]]

@@ -43,7 +43,7 @@ def test_every_pair_and_domain_is_a_setting():
 def test_families_and_conditions_select():
     rows = [("residual-1x1->residual-1x1", "d", 0.2, {"s": 1}), ("residual-1x1->residual-1x1", "d", -0.2, {"s": 2}), ("p->q", "d", -0.2, {"s": 1})]
     chosen = verdict(claim(families=("ResNet50->ResNet18",), condition={"s": 1}), results(rows))
-    assert chosen["settled"] == {"d": "yes"}
+    assert chosen["settled"] == {"d, residual-1x1->residual-1x1": "yes"}, "the run has other pairs"
     with pytest.raises(KeyError, match="no effect of KL"):
         verdict(claim(families=("VGG19->VGG11",)), results(rows))
 
@@ -102,9 +102,10 @@ def test_what_a_run_would_have_found():
     [row] = results([("p->q", "d", 0.0, {})]).effects
     one = 100 * 0.01 * (6 / 5) ** 0.5 / 6**0.5 * (2.570582 + 0.919544)  # t of 5 degrees of freedom, at 97.5 and 80 %, over seeds that scatter by 1 point
     assert 100 * smallest(row) == pytest.approx(one)
-    words = "Where the interval holds zero, this run would have shown an effect of {}\u00a0points four times out of five."
+    words = "Where the interval holds zero, this run would have shown an effect of {}\u00a0points four times out of five; more seeds would show smaller ones."
     assert text.would_have_found([row]) == text.would_have_found([row, row]) == words.format(f"{one:.1f}")
     assert text.would_have_found([row | {"se": 20 * row["se"]}, row]) == words.format(f"{one:.1f} to {20 * one:.0f}")
+    assert text.would_have_found([row | {"se": 1000 * row["se"]}, row]) == words.format(f"{one:.1f} to more than 100")
     [found] = results([("p->q", "d", 0.05, {})]).effects
     assert text.would_have_found([found, row]) == words.format(f"{one:.1f}"), "only what was not clear"
     assert text.would_have_found([found]) == text.would_have_found([row | {"low": None, "high": None, "p": None}]) == text.would_have_found([]) == ""
