@@ -51,7 +51,7 @@ def verdicts(judged: list[dict], section: str) -> HTML:
         several = f" ({settled.count('yes')} of {len(settled)})" if len(settled) > 1 else ""
         for n, (where, found) in enumerate(judgement["rows"].items()):
             claim, p = judgement["claim"], judgement["holm"][where]
-            yield [claim.says, where, judgement["paper"][where], effect(found, claim.unit), "–" if p is None else f"{p:.2g}", "" if n else judgement["verdict"] + several]
+            yield [claim.says, where, judgement["paper"][where], effect(found, claim.unit), "–" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.2g}", "" if n else judgement["verdict"] + several]
 
     return table(["claim", "where", "the paper's effect", "effect here", "p (Holm)", "verdict (borne out in)"], [row for judgement in judged for row in rows(judgement)],
                  f"The claims of Sec. {section} and their verdicts, computed from the intervals (effects in points, or as said); a verdict is on the claim as a whole, and about direction, not size")
