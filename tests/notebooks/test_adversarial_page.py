@@ -26,7 +26,8 @@ def test_the_fooled_are_counted_as_the_measurements_say(smoke):
         return np.stack([said(Attacked(runs[method, s], attack) if attack else Predictions(runs[method, s], suite, suite.seen))["prediction"]
                          for s in study.seeds(pair)])
 
-    attacks = {m: Attack(runs[m, 0], suite, suite.seen, rate=given["rate"]) for m in ("T", "T*")}
+    common = dict(rate=given["rate"], items=given["items"] or None)
+    attacks = {m: Attack(runs[m, 0], suite, suite.seen, **common) for m in ("T", "T*")}
     changed = {(of, m): answers(m, attacks[of]) != answers(m) for of in attacks for m in ("T", "T*", "Ind", "KL", "KL*")}
     hit = {of: changed[of, of][0] for of in attacks}
     assert all(given["rate"] <= h.mean() < 1 for h in hit.values()), "calibrated on the first 500, here all of them"
@@ -49,7 +50,7 @@ def test_the_fooled_are_counted_as_the_measurements_say(smoke):
     assert found.values(method="KL", measure="fooled", condition={"images": "noise"}, **where) == pytest.approx(noisy[:, hit["T"]].mean(1))
     same = changed["T", "KL"] & (answers("KL", attacks["T"]) == answers("T", attacks["T"])[:1])
     assert found.values(method="KL", measure="fooled as T is", condition={"images": "T"}, **where) == pytest.approx(same[:, hit["T"]].mean(1))
-    half = Attack(runs["T", 0], suite, suite.seen, rate=given["rate"], scale=0.5)
+    half = Attack(runs["T", 0], suite, suite.seen, **common, scale=0.5)
     assert found.values(method="Ind", measure="changed answers", condition={"images": "T", "eps": 0.5}, **where) == pytest.approx(
         (answers("Ind", half) != answers("Ind")).mean(1))
 

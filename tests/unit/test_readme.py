@@ -43,7 +43,7 @@ def test_verdicts_and_effects_are_those_on_the_published_pages():
                 for table in BeautifulSoup(output.get("data", {}).get("text/html", ""), "html.parser").find_all("table"):
                     head, *rows = ([c.get_text() for c in row.find_all(["th", "td"])] for row in table.find_all("tr"))
                     for says, where, paper, effect, _, verdict in rows if head[0] == "claim" else ():
-                        where = max((where.replace(name, said) for name, said in short.items()), key=lambda said: said != where, default=where)
+                        where = max((where.replace(name, said) for name, said in sorted(short.items(), key=lambda pair: -len(pair[0]))), key=lambda said: said != where, default=where)
                         judged.setdefault(says, {})[where] = effect, paper.replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}"), verdict
     found = {}
     for line in README.split(headline.START)[1].split(headline.END)[0].splitlines():
