@@ -131,8 +131,8 @@ def resolve_device(device: str) -> str:
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
-    """auto to bfloat16 where the machine computes in it (amx, or avx512_bf16 on a CPU), else float32. So are Intel CPUs without amx:
-    one of them took longer in bfloat16 than in float32, for convolutions and more so for a transformer."""
+    """auto to bfloat16 where the machine computes in it (amx, or avx512_bf16 on a CPU), else float32, as on Intel CPUs
+    without amx: one of them took longer in bfloat16 than in float32, for convolutions and more so for a transformer."""
     if dtype not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"dtype is one of auto, float32, bfloat16, not {dtype!r}")
     if dtype != "auto":
