@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from bench import attack, cam, contrast, peers, processes, step, toy_frame
+from bench import attack, cam, contrast, peers, picture_step, processes, step, toy_frame
 from bench.browser import NoBrowser
 from kdlib.train import machine
 
 QUESTIONS = {"step": step, "contrast": contrast, "peers": peers, "processes": processes, "attack": attack, "cam": cam,
-             "toy_frame": toy_frame}
+             "toy_frame": toy_frame, "picture_step": picture_step}
 
 
 def table(header, rows) -> str:
@@ -57,7 +57,7 @@ def main() -> int:
         for row in question.rows(options.quick):
             print("  " + "  ".join(row), flush=True)
             rows.append(row)
-        measured = f" Measured on {datetime.date.today()}." if options.update else ""
+        measured = f" Measured on {datetime.date.today()}: {machine('cpu', 'auto')[2]}." if options.update else ""
         parts.append(f"## {question.TITLE}\n\n{question.SAYS.format(**facts)}{measured}\n\n{table(question.HEADER, rows)}\n")
     head = (f"# How fast it is\n\nWritten by `python -m bench{' --quick' * options.quick}` on {datetime.date.today()}: "
             f"{machine('cpu', 'float32')[2]}, PyTorch {torch.__version__.split('+')[0]}. What is compared "
