@@ -3,13 +3,16 @@ BIN := .venv/bin
 READY := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: book test html sizes lab bench lock clean help
+.PHONY: book test peers html sizes lab bench lock clean help
 
 book: $(READY)  ## run every chapter (profile cpu) and render _build/html/index.html
 	$(BIN)/kdlib run --all --profile cpu && $(BIN)/kdlib book --from _build/cpu --out _build/html
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+peers: $(READY)  ## install the packages that benches and some tests compare with; without them those tests are skipped
+	$(BIN)/uv pip install --python $(BIN)/python --constraints requirements.lock -r pyproject.toml --extra bench
 
 html: $(READY)  ## render the published chapters: _build/published/html/index.html
 	$(BIN)/kdlib book --out _build/published/html
@@ -20,8 +23,7 @@ sizes: html  ## hold the published pages to their budgets of size and sharpness
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks/
 
-bench: $(READY)  ## time kdlib beside what does the same: bench/RESULTS.md (some minutes on an idle machine)
-	$(BIN)/uv pip install --python $(BIN)/python --constraints requirements.lock -r pyproject.toml --extra bench
+bench: peers  ## time kdlib beside what does the same: bench/RESULTS.md (some minutes on an idle machine)
 	$(BIN)/python -m bench
 
 lock: $(READY)  ## write requirements.lock from pyproject.toml, and environment.yml from the lock
