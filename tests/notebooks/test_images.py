@@ -12,8 +12,10 @@ from kdlib.data import DataError, photos
 from kdlib.data.scenes import Scenes
 from kdlib.distill import KL
 from kdlib.measures import Predictions
-from kdlib.models import Model, network
+from kdlib.models import Model, network, view
+from kdlib.probes.localization import gradcam
 from kdlib.store import Store
+from kdlib.train import fit
 
 CHAPTERS = ("localization", "adversarial", "invariance", "unseen-domains")
 SMALL = {"limit": 40, "epochs": 1, "teacher_epochs": 1, "seeds": 3, "batch": 20, "negatives": 8, "first_seeds": 0, "pairs": "residual-4x1->residual-4x1*, plain-4x1->residual-4x1"}
@@ -77,6 +79,24 @@ def test_a_teacher_from_a_file_keeps_its_weights_and_its_control_is_trained(tmp_
     complete([Predictions(arms[m, 0], study.suite, "scene") for m in ("T", "KL")], store, jobs=1, progress=lambda line: None)
     kept = store.read("run", arms["T", 0].key).arrays
     assert all((kept[n] == t.numpy()).all() for n, t in net.state_dict().items()), "a run of no epochs is the file itself"
+
+
+GPU = source("localization").facts["profiles"]["gpu"]
+
+
+@pytest.mark.parametrize("name", [name.strip() for name in GPU["pairs"].split(",")])
+def test_a_pair_of_the_gpu_profile_is_trained_and_mapped_at_its_size(name):
+    study = study_of(pairs=name, size=GPU["size"], limit=10, batch=10)
+    [pair], runs = study.pairs, study.arms(study.pairs[0])
+    x, y = torch.rand(2, 3, GPU["size"], GPU["size"]), torch.tensor([0, 1])
+    teacher = pair.teacher.build().eval()
+    for net, layer in (teacher, pair.teacher_layers.map), (pair.student.build().eval(), pair.student_layers.map):
+        layer, reshape = view(layer)
+        maps = gradcam(net, x, y, layer=layer, reshape=reshape)
+        assert maps.ndim == 3 and min(maps.shape[1:]) >= 7
+    for method in "KL", "Hint", "CRD":
+        net, told = fit(runs[method, 0], teacher)
+        assert torch.isfinite(torch.tensor(told["loss"])).all() and net(x).shape == (2, study.suite.classes)
 
 
 @pytest.mark.parametrize("pairs, message", [
