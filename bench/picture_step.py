@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from loky import ProcessPoolExecutor
 
-from bench.step import WARM
+from bench.step import WARM, Clocked
 from bench.timing import Pair, ratio, side_by_side
 from kdlib import models
 from kdlib.data.scenes import Scenes
@@ -23,22 +23,8 @@ HEADER = ("dtype", "batch", "ours / bare")
 OBJECTIVE = KL(0.5, 0.5, 4.0)
 
 
-class Clocked:
-    """Training data of a suite, which notes when each batch is asked for."""
-
-    def __init__(self, n: int):
-        self.data, self.clock = Scenes(32, train_items=n, test_items=10).train(("scene",), torch.device("cpu")), []
-        self.n, self.views, self.fixed = self.data.n, self.data.views, self.data.fixed
-
-    def train(self, domains, device):
-        return self
-
-    def draw(self, generator):
-        return self.data.draw(generator)
-
-    def batch(self, idx, parameters):
-        self.clock.append(time.perf_counter())
-        return self.data.batch(idx, parameters)
+def scenes(n: int) -> Clocked:
+    return Clocked(Scenes(32, train_items=n, test_items=10).train(("scene",), torch.device("cpu")))
 
 
 def networks():
@@ -46,14 +32,14 @@ def networks():
 
 
 def ours(dtype: str, batch: int, steps: int) -> float:
-    data, (student, teacher) = Clocked(batch * (steps + WARM + 1)), networks()
+    data, (student, teacher) = scenes(batch * (steps + WARM + 1)), networks()
     common = dict(data=data, domains=("scene",), schedule=OneCycle(1, batch), seed="bench", dtype=dtype)
     fit(Run(objective=OBJECTIVE, model=student, teacher=Run(objective=Alone(), model=teacher, **common), **common), teacher.build())
     return (data.clock[-1] - data.clock[-1 - steps]) / steps
 
 
 def bare(dtype: str, batch: int, steps: int) -> float:
-    data = Clocked(batch * (steps + WARM))
+    data = scenes(batch * (steps + WARM))
     drawn = data.draw(torch.Generator().manual_seed(0))
     batches = [data.batch(idx, drawn) for idx in torch.arange(data.n).split(batch)]
     student, teacher = (model.build().to(memory_format=torch.channels_last) for model in networks())

@@ -26,35 +26,39 @@ WARM = 2  # steps
 
 
 class Clocked:
-    """Random digits in colours, which notes when each batch is asked for."""
+    """Training data that note when each batch is asked for."""
 
-    views, fixed = 1, False
-
-    def __init__(self, n: int):
-        random = torch.Generator().manual_seed(0)
-        grey, labels = torch.randint(256, (n, 1, 28, 28), generator=random, dtype=torch.uint8), torch.randint(10, (n,), generator=random)
-        self.n, self.digits, self.clock = n, DigitDomains(("color",), grey, grey, labels), []
+    def __init__(self, data):
+        self.data, self.clock = data, []
+        self.n, self.views, self.fixed = data.n, data.views, data.fixed
 
     def train(self, domains, device):
         return self
 
     def draw(self, generator):
-        return self.digits.draw(generator)
+        return self.data.draw(generator)
 
     def batch(self, idx, parameters):
         self.clock.append(time.perf_counter())
-        return self.digits.batch(idx, parameters)
+        return self.data.batch(idx, parameters)
+
+
+def digits(n: int) -> Clocked:
+    """Random ones, in colours."""
+    random = torch.Generator().manual_seed(0)
+    grey, labels = torch.randint(256, (n, 1, 28, 28), generator=random, dtype=torch.uint8), torch.randint(10, (n,), generator=random)
+    return Clocked(DigitDomains(("color",), grey, grey, labels))
 
 
 def ours(objective, dtype: str, batch: int, steps: int) -> float:
-    data = Clocked(batch * (steps + WARM + 1))
+    data = digits(batch * (steps + WARM + 1))
     common = dict(data=data, domains=("color",), model=NET, schedule=Adadelta(1, batch), seed="bench", dtype=dtype)
     fit(Run(objective=objective, teacher=Run(objective=Alone(), **common), **common), NET.build())
     return (data.clock[-1] - data.clock[-1 - steps]) / steps
 
 
 def bare(objective, dtype: str, batch: int, steps: int) -> float:
-    data = Clocked(batch * (steps + WARM))
+    data = digits(batch * (steps + WARM))
     colours = data.draw(torch.Generator().manual_seed(0))
     batches = [data.batch(idx, colours) for idx in torch.arange(data.n).split(batch)]
     student, teacher = (NET.build().to(memory_format=torch.channels_last) for _ in range(2))

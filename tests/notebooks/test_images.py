@@ -95,8 +95,8 @@ def test_a_pair_of_the_gpu_profile_is_trained_and_mapped_at_its_size(name):
         maps = gradcam(net, x, y, layer=layer, reshape=reshape)
         assert maps.ndim == 3 and min(maps.shape[1:]) >= 7
     for method in "KL", "Hint", "CRD":
-        net, told = fit(runs[method, 0], teacher)
-        assert torch.isfinite(torch.tensor(told["loss"])).all() and net(x).shape == (2, study.suite.classes)
+        net, _ = fit(runs[method, 0], teacher)  # a loss that is not finite is an error
+        assert net(x).shape == (2, study.suite.classes) and net(x).isfinite().all()
 
 
 @pytest.mark.parametrize("pairs, message", [
