@@ -55,12 +55,12 @@ class Effect:
 def crossed(d: ArrayLike, *, level: float = 0.95) -> Interval:
     """Mean of paired differences d (n seeds, m items), with an interval for new seeds and new items.
 
-        SE^2 = max(v_s/n + v_i/m - v_r/(n m), v_s/n)
-        df   = max(SE^4 / ((v_s/n)^2/(n-1) + (v_i/m)^2/(m-1)), n-1)        (Satterthwaite, 1946)
+        SE^2 = max(v_s/n + v_t/m - v_r/(n m), v_s/n)
+        df   = max(SE^4 / ((v_s/n)^2/(n-1) + (v_t/m)^2/(m-1)), n-1)        (Satterthwaite, 1946)
         mean -+ t_df SE
 
-    v_s is the variance of the n row means, v_i of the m column means, v_r the mean square of the residuals
-    d_ij - row_i - column_j + mean (divisor (n-1)(m-1)), which v_s/n and v_i/m both contain and which is taken off once.
+    v_s is the variance of the n row means, v_t of the m column means, v_r the mean square of the residuals
+    d_ij - row_i - column_j + mean (divisor (n-1)(m-1)), which v_s/n and v_t/m both contain and which is taken off once.
     The model is two-way random effects without replication (Searle, Casella and McCulloch, Variance Components, 1992).
 
     Raises ValueError unless d is finite, two-dimensional and has n >= 1, m >= 2.
@@ -146,6 +146,33 @@ def effect(student: ArrayLike, reference: ArrayLike, teacher: ArrayLike | None =
                   n_seeds=len(s), n_items=shape[1] if len(shape) == 2 else None, flag=flag, se=whole.se, df=whole.df, p=whole.p)
 
 
+def own_teacher(table: ArrayLike, *, level: float = 0.95) -> Interval:
+    """How much more a student has to do with its own teacher than with those of other seeds, from a table (n, n): row i
+    is the student of seed i, column j the teacher of seed j, the entry a measure between the two, such as their agreement.
+
+        a_ij = mu + s_i + t_j + delta [i = j] + e_ij        (least squares)
+        delta = mean_i a_ii - mean_{i != j} a_ij,  SE^2 = v_e / (n - 1),  df = n^2 - 2 n
+
+    What makes a student agree with every teacher, or a teacher with every student, is in s_i and t_j and moves neither
+    delta nor v_e, the mean square of the residuals (the round robin of Warner, Kenny and Stoto, 1979, with its two
+    sides kept apart). New seeds on the same test items are what the interval speaks for.
+    Raises ValueError unless the table is finite, square and n >= 2; n = 2 leaves no interval.
+    """
+    a = _table("own_teacher: table", table, (2,))
+    n = len(a)
+    if a.shape != (n, n):
+        raise ValueError(f"own_teacher: table must be square, a student and a teacher for each seed, got shape {a.shape}")
+    centred = a - a.mean(0) - a.mean(1, keepdims=True) + a.mean()
+    diagonal = np.eye(n) - 1 / n  # the same of [i = j]; its squares sum to n - 1
+    delta = float((centred * diagonal).sum() / (n - 1))
+    df = n * n - 2 * n
+    if not df:
+        return Interval(delta, None, None, float("nan"), 0, None)
+    se = float(np.sqrt(((centred - delta * diagonal) ** 2).sum() / df / (n - 1)))
+    half = float(_quantile(level, df)) * se
+    return Interval(delta, delta - half, delta + half, se, df, float(2 * student_t.sf(abs(delta) / se, df)) if se > 0 else float(delta == 0))
+
+
 def partial_correlation(x: ArrayLike, y: ArrayLike, given: ArrayLike) -> float:
     """Pearson's correlation of x and y (n,) once what `given` (n,) explains linearly is taken off both: in [-1, 1].
 
@@ -207,7 +234,7 @@ def smallest_effect(interval: Interval, *, power: float = 0.8, level: float = 0.
 # residual deviations vanish, and what is left is Student's t over seeds.
 
 def _parts(a, b):
-    """What seeds, items and residuals contribute to Cov(mean a, mean b): v_s/n, v_i/m and v_r/(n m), each (...)."""
+    """What seeds, items and residuals contribute to Cov(mean a, mean b): v_s/n, v_t/m and v_r/(n m), each (...)."""
     n, m = a.shape[-2:]
     (row_a, column_a, residual_a), (row_b, column_b, residual_b) = _deviations(a), _deviations(b)
     with np.errstate(divide="ignore", invalid="ignore"):  # one seed: no variance over seeds

@@ -17,7 +17,7 @@ from kdlib.book import ROOT, BookError
 from kdlib.book.chapters import source
 from kdlib.book.results import Results, archives
 from kdlib.measures import Measure
-from kdlib.store import Arrays, Store
+from kdlib.store import Arrays, Store, describe
 from kdlib.train import machine
 
 
@@ -69,7 +69,10 @@ class Chapter:
             resolved = {"device": self.device, "dtype": self.dtype}
         else:
             self.device, self.dtype, name = "cpu", "float64", self.published["device"] if self.published else machine("cpu", "float32")[2]
-        self.store = Store(archives=[] if self.order.get("afresh") else archives(slug), say=self.say)
+        if self.published:  # what was published and nothing else: a store may hold what this machine got under the same keys
+            self.store = Store(Path(self.order["results"]).with_name("no store"), [ROOT / "book" / "results" / f"{slug}.npz"], self.say)
+        else:
+            self.store = Store(archives=[] if self.order.get("afresh") else archives(slug), say=self.say)
         self.results = Results(slug, {
             "parameters": parameters | resolved,
             "profile": self.order.get("profile", "notebook"), "commit": commit(), "source": self.order.get("source"),
@@ -100,14 +103,20 @@ class Chapter:
             lacking = sum(self.store.read("measure", m.key) is None for m in (*wanted.values(), *shared.values()))
             if lacking:
                 raise BookError(f"{lacking} of {len(wanted) + len(shared)} measurements are not among the published ones, which "
-                                f"torch {self.published['versions']['torch']} made (this is {version('torch')}); install that, or run "
-                                "the chapter without --as-published")
+                                f"torch {self.published['versions']['torch']} made (this is {version('torch')}; a change of book/weights.json "
+                                "can be why, too); install that, or run the chapter without --as-published")
         got = study.complete([*wanted.values(), *shared.values()], self.store, jobs=self.order.get("scheduler") or self.order.get("jobs"),
                              progress=self.say)
         if self.order.get("only"):
             raise PartDone(f"{len(wanted)} of {len(measures)} measurements are in the store; "
                            "run without --only to write the chapter")
         self.results.provenance["measurements"] = sorted(m.key for m in got)
+        self.results.provenance["objectives"] = objectives = {}  # with the loss weights that parameters may leave to a file
+        for at, m in measures.items():
+            if run := getattr(m, "run", None):
+                asked = {name: value for name, value in describe(run.objective).items() if name != "version"}
+                if len(asked) > 1:
+                    objectives.setdefault(at.pair, {}).setdefault(at.method, asked)
         if not self.published:  # of machines that shared the work, each is named, the one that did the most first
             devices = Counter(device for m in [m for m in got if m.runs] or got if (device := self.store.device(m.key)))
             self.results.provenance["device"] = " and ".join(name for name, _ in devices.most_common()) or self.results.provenance["device"]
@@ -158,6 +167,6 @@ def commit() -> str | None:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "kdlib", "notebooks") else "")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "kdlib", "notebooks", "book/weights.json") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -28,7 +28,8 @@ class Claim:
     there is no difference. `paper` and `margin` go by the paper's pair where they name it, else by domain. `margin` is what still
     counts as no effect: a quarter of the paper's own KL effect on that measure and domain, else 0.02
     (a correlation: 0.1). `data` are the parameters that make a run one on the paper's data, or on photographs; a tuple allows several
-    values. `condition` selects among effects that were measured under several.
+    values. `condition` selects among effects that were measured under several. `above` names the condition of a baseline: where it moves the
+    independent student as much as `condition` does, a setting can say nothing.
     """
 
     chapter: str
@@ -46,6 +47,8 @@ class Claim:
     unit: str = "points"  # or "correlation"
     argued: bool = False  # the paper argues it and measured nothing
     condition: dict | None = None  # None: any
+    above: dict | None = None
+    beyond: dict | None = None  # columns of the row that shows the effect beyond a control; None: the reference is the method's student of T*
     families: tuple[str, ...] | None = None  # None: all pairs
 
 
@@ -64,16 +67,17 @@ TABLE_11 = {"VGG19->ResNet18": {"sketch": (33.62, 37.56, 37.18, 40.50), "stylize
                                "silhouette": (50.00, 57.81, 54.37, 50.62), "cue-conflict": (37.26, 42.61, 38.51, 39.22), "ImageNet": (88.79, 89.39, 89.03, 88.97)}}
 _GAINED = {m: {d: [rows[d][k] - rows[d][0] for rows in TABLE_11.values()] for d in TABLE_11["VGG19->ResNet18"] if d != "ImageNet"}
            for k, m in enumerate(("KL", "Hint", "CRD"), 1)}
+# Not on sketches: the paper's are those of Geirhos et al., the suite's are PACS's, of other classes.
 _CONSENSUS = tuple(
     Claim(chapter="unseen-domains", section="4.4, Fig. 5, Table 11", says=f"{m}: the student agrees more with its teacher on domains that neither has seen",
-          method=m, reference="Ind", measure="consensus", domains=tuple(gains), data=_PHOTOGRAPHS,
+          method=m, reference="Ind", measure="consensus", domains=tuple(d for d in gains if d != "sketch"), data=_PHOTOGRAPHS,
           paper={d: f"{a:+.1f} (VGG19), {b:+.1f} (Swin)".replace("-", "−") for d, (a, b) in gains.items()},
           margin={d: abs(_GAINED["KL"][d][0]) / 400 for d in gains}) for m, gains in _GAINED.items())
 # Sec. 4.2. Per cent of T's adversarial images that fool Ind, KL, Hint and CRD.
 TABLE_6 = {"ResNet50->ResNet18": (44.16, 51.98, 48.34, 50.46), "VGG19->VGG11": (62.29, 69.74, 79.78, 70.51),
            "VGG19->ResNet18": (36.19, 43.02, 47.68, 48.99), "ViT-B-32->ResNet18": (21.93, 21.57, 23.34, 23.47)}
 TABLE_6_FOREIGN = {"VGG19->VGG11": (69.02, 70.54, 70.68, 70.62)}  # the same students, images made for a ResNet18
-_FOOLED = dict(chapter="adversarial", reference="Ind", measure="fooled", domains=("photo", "scene"), data=_PHOTOGRAPHS)
+_FOOLED = dict(chapter="adversarial", reference="Ind", measure="fooled", domains=("photo", "scene"), data=_PHOTOGRAPHS, above={"images": "noise"})
 
 
 def _above_ind(table: dict[str, tuple[float, ...]], column: int) -> dict[str, str]:
@@ -85,7 +89,7 @@ def _quarter_of_kl(pairs: tuple[str, ...]) -> dict[str, float]:
 
 
 _CNNS = ("ResNet50->ResNet18", "VGG19->VGG11", "VGG19->ResNet18")
-_ADVERSARIAL = (
+_ADVERSARIAL = (  # T* shares T's first weights and pictures: what fools it is no test of the last three, which no chapter measures yet
     *(Claim(says=f"{m}: images that fool a CNN teacher fool its student more often than an independent one", method=m, section="4.2, Fig. 3",
             paper=_above_ind(TABLE_6, k), margin=_quarter_of_kl(_CNNS), families=_CNNS, condition={"images": "T"}, **_FOOLED)
       for k, m in enumerate(("KL", "Hint", "CRD"), 1)),
@@ -94,7 +98,7 @@ _ADVERSARIAL = (
             condition={"images": "T"}, **_FOOLED) for k, m in enumerate(("KL", "Hint", "CRD"), 1)),
     *(Claim(says=f"{m}: images made for another network fool the student no more often than an independent one", method=m, side=0,
             section="4.2, Fig. 3c", paper=_above_ind(TABLE_6_FOREIGN, k), margin=_quarter_of_kl(("VGG19->VGG11",)), families=("VGG19->VGG11",),
-            condition={"images": "T*"}, **_FOOLED) for k, m in enumerate(("KL", "Hint", "CRD"), 1)),
+            condition={"images": "unrelated"}, **_FOOLED) for k, m in enumerate(("KL", "Hint", "CRD"), 1)),
 )
 # Fig. 2, read off: KL at 67.2 and 59.2 % beside Ind's 50.3 and 50.2.
 _NEARER_MAPS = {"KL": (16.9, 9.0), "Hint": (2.6, 2.7), "CRD": (5.3, 17.4)}
@@ -149,6 +153,7 @@ CLAIMS = (
     Claim(says="among students of one seed, a boundary between seen images that is more like T's goes with accuracy on an unseen domain",
           chapter="decision-boundary", section="6", paper={"color": "argued, not measured", "M": "argued, not measured"}, method="students",
           reference=None, measure="accuracy from similarity on planes of orig", domains=("color", "M"), margin={"color": 0.1, "M": 0.1},
+          beyond={"method": "other students"},
           data=_DIGITS, unit="correlation", argued=True),
     *_ADVERSARIAL,
     *_LOCALIZATION,
@@ -174,6 +179,13 @@ def settle(claim: Claim, row: dict) -> str:
     return "yes" if low > 0 else "no" if high < 0 or negligible else "open"
 
 
+def _drowned(claim: Claim, row: dict, results: Results) -> bool:
+    """Whether the claim's baseline moves the independent students of a setting as much as what it is about."""
+    ind, baseline = (results.values(pair=row["pair"], domain=row["domain"], method="Ind", measure=row["measure"], condition=condition)
+                     for condition in (row["condition"], claim.above))
+    return bool(claim.above and ind and baseline) and sum(baseline) / len(baseline) >= sum(ind) / len(ind)
+
+
 def _of_pair(values: dict, row: dict, default=None):
     """What a claim says of a row's pair, by the paper's pair of the same families, else of its domain."""
     return values.get(paper_pair(row["pair"]), values.get(row["domain"], default))
@@ -182,7 +194,8 @@ def _of_pair(values: dict, row: dict, default=None):
 def verdict(claim: Claim, results: Results) -> dict:
     """The claim's verdict with what it rests on, by domain, or by domain and pair where the run has several pairs.
 
-    Only the paper's data, or photographs in their place, earn one; drawn or stand-in data say `not tested`.
+    Only the paper's data, or photographs in their place, earn one; drawn or stand-in data say `not tested`. Nor does a setting
+    count that its baseline drowns (`settled`: "void").
 
     What the paper only argues cannot be replicated: it is supported or not.
     """
@@ -196,14 +209,17 @@ def verdict(claim: Claim, results: Results) -> dict:
     several = len({row["pair"] for row in results.effects}) > 1
     label = {id(row): f"{row['domain']}, {row['pair']}" if several else row["domain"] for row in found}
     rows = {label[id(row)]: row for row in sorted(found, key=lambda row: pairs.index(row["pair"]))}
-    settled = {where: settle(claim, row) for where, row in rows.items()}
+    settled = {where: "void" if _drowned(claim, row, results) else settle(claim, row) for where, row in rows.items()}
+    told = set(settled.values()) - {"void"}
     if not real:
         word = "not tested (not the paper's data)"
-    elif all(v == "yes" for v in settled.values()):
+    elif not told:
+        word = "not tested (noise of the same size does as much)"
+    elif told == {"yes"}:
         word = "replicated"
-    elif any(v == "yes" for v in settled.values()):
+    elif "yes" in told:
         word = "partly"
-    elif all(v == "no" for v in settled.values()):
+    elif told == {"no"}:
         word = "not replicated"
     else:
         word = "inconclusive"
@@ -223,5 +239,10 @@ def verdicts(chapter: str, results: Results) -> list[dict]:
                 found.append(verdict(claim, results))
             except KeyError:  # no pair of its families, or none of its domains
                 continue
-    adjusted = iter(stats.holm([row["p"] for v in found for row in v["rows"].values()]))
-    return [v | {"holm": {d: next(adjusted) for d in v["rows"]}} for v in found]
+    return adjusted(found)
+
+
+def adjusted(judged: list[dict]) -> list[dict]:
+    """Verdicts with Holm-adjusted p values by setting ("holm"), over all settings of all of them that count."""
+    p = iter(stats.holm([row["p"] for v in judged for where, row in v["rows"].items() if v["settled"][where] != "void"]))
+    return [v | {"holm": {where: None if word == "void" else next(p) for where, word in v["settled"].items()}} for v in judged]

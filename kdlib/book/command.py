@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -110,7 +111,7 @@ def _run(options) -> int:
 
     if options.all == bool(options.slugs):
         raise BookError("run takes chapter names or --all, one of the two; kdlib chapters lists them")
-    given, only = _pairs("-p", options.parameter), _pairs("--only", options.only)
+    given, only = _absolute(_pairs("-p", options.parameter)), _pairs("--only", options.only)
     for name in only:
         near("part (--only)", name, ONLY)
     if options.jobs is not None and options.jobs < 1:
@@ -175,12 +176,16 @@ def _headline(options) -> None:
 
 def _weights(options) -> None:
     from kdlib.book.weights import choose
+    from kdlib.train import TrainingError
 
     for name, value in ("--seeds", options.seeds), ("--jobs", options.jobs):
         if value is not None and value < 1:
             raise BookError(f"{name} is at least 1, not {value}")
     chapter, given = source("unseen-domains"), _pairs("-p", options.parameter)
-    choose(chapter.values(options.profile, given), seeds=options.seeds, jobs=options.jobs, say=lambda line: print(line, flush=True))
+    try:
+        choose(chapter.values(options.profile, given), seeds=options.seeds, jobs=options.jobs, say=lambda line: print(line, flush=True))
+    except (TrainingError, ValueError) as error:  # no such device, a loss that is not finite
+        raise BookError(f"weights: {error}") from error
 
 
 def _toy(options) -> None:
@@ -199,6 +204,18 @@ def _pairs(option: str, texts: list[str]) -> dict[str, str]:
             raise BookError(f"{option} {name} was given twice")
         pairs[name] = value
     return pairs
+
+
+def _absolute(given: dict[str, str]) -> dict[str, str]:
+    """Parameters whose paths hold in any folder: a chapter is not executed in the caller's."""
+    def path(text: str) -> str:
+        return os.path.abspath(os.path.expanduser(text))
+
+    if given.get("folder"):
+        given = given | {"folder": path(given["folder"])}
+    if "@" in given.get("pairs", ""):
+        given = given | {"pairs": re.sub(r"@\s*(.+?)(?=\s*->|\s*\*?\s*(?:,|$))", lambda file: "@" + path(file[1]), given["pairs"])}
+    return given
 
 
 def _minutes(minutes: float | None, pairs: int = 1) -> str:

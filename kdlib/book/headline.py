@@ -5,9 +5,9 @@ from pathlib import Path
 from kdlib.book import ROOT, BookError
 from kdlib.book import results as results_file
 from kdlib.book.chapters import Source, contents, sources
-from kdlib.book.claims import CLAIMS, Claim, verdict
+from kdlib.book.claims import CLAIMS, Claim, adjusted, verdict
 from kdlib.book.results import Results
-from kdlib.book.text import count, effect, gains, pairs, points, typeset, unbroken
+from kdlib.book.text import count, effect, gains, pairs, typeset, unbroken
 
 START, END = "<!-- found: written by `kdlib headline` and `kdlib publish`; do not edit -->", "<!-- end of found -->"
 NAMES = {"imagenette-112": "Imagenette", "mnist": "MNIST", "bsds500": "BSDS500", "embedded": "scikit-learn's digits", "bundled": "bundled photographs"}
@@ -40,6 +40,8 @@ def found(root: Path = ROOT) -> str:
 
 def _chapter(chapter: Source, claims: list[Claim], results: Results) -> str:
     judged = [(claim, judge(claim, results)) for claim in claims]
+    corrected = iter(adjusted([found for _, found in judged if found]))
+    judged = [(claim, found and next(corrected)) for claim, found in judged]
     rows = [row for claim, found in judged for row in _rows(claim, found, results)]
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in (HEADER, ["---"] * len(HEADER), *rows))
     return f"**[{chapter.title}](book/chapters/{chapter.slug}.ipynb)** {basis(chapter, judged, results)}\n\n{table}"
@@ -63,17 +65,27 @@ def _rows(claim: Claim, judged: dict | None, results: Results) -> list[tuple[str
     if len(settings) > FEW:
         ends = [f(settings, key=lambda where: settings[where]["effect"]) for f in (min, max)]
         tried = [found for found in beyond.values() if found]
-        return [(claim.says, count(len(settings), "setting"), "; ".join(f"{effect(settings[where], claim.unit)} ({named[where]})" for where in ends),
+        return [(claim.says, count(len(settings), "setting"), "from " + " to ".join(f"{effect(settings[where], claim.unit)} ({named[where]})" for where in ends),
                  f"above zero in {sum(map(gains, tried))} of {len(tried)}" if tried else "–", "in the chapter",
-                 f"{judged['verdict']} ({list(judged['settled'].values()).count('yes')} of {len(settings)})")]
-    return [("" if n else claim.says, named[where], effect(row, claim.unit), points(beyond[where]) if beyond[where] else "–", typeset(judged["paper"][where]),
-             "" if n else judged["verdict"]) for n, (where, row) in enumerate(settings.items())]
+                 _verdict(judged))]
+    return [("" if n else claim.says, named[where] + " (not judged)" * (judged["settled"][where] == "void"), effect(row, claim.unit), effect(beyond[where], claim.unit) if beyond[where] else "–", typeset(judged["paper"][where]),
+             "" if n else _verdict(judged)) for n, (where, row) in enumerate(settings.items())]
+
+
+def _verdict(judged: dict) -> str:
+    """With the number of settings that bear the claim out where it has many, and of those that still do after Holm's correction where that is fewer."""
+    settled, told = judged["settled"], [word for word in judged["settled"].values() if word != "void"]
+    borne = [where for where, word in settled.items() if word == "yes"]
+    stand = [where for where in borne if judged["holm"][where] <= 0.05]
+    notes = [f"{len(borne)} of {len(told)}"] * (len(settled) > FEW) + [f"{len(stand)} of {len(told)} after Holm's correction"] * (
+        judged["claim"].side != 0 and len(stand) < len(borne) and judged["verdict"].split()[0] != "not")
+    return judged["verdict"] + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def against_control(claim: Claim, row: dict, results: Results) -> dict | None:
-    """The effect against the same student of T*, where there is one."""
-    same = {name: row[name] for name in ("pair", "condition", "domain", "measure")}
-    return next(iter(results.matching(method=claim.method, reference=f"{claim.method}*", **same)), None)
+    """The effect beyond the claim's control, where that was measured: against the same student of T*, unless the claim names another row."""
+    same = {name: row.get(name) for name in ("pair", "condition", "domain", "measure", "method", "reference")}
+    return next(iter(results.matching(**same | (claim.beyond or {"reference": f"{claim.method}*"}))), None)
 
 
 def basis(chapter: Source, judged: list[tuple[Claim, dict | None]], results: Results) -> str:

@@ -249,6 +249,8 @@ def _pairs(parameters: Mapping[str, object], classes: int) -> Iterator[Pair]:
         if not (teacher and arrow and student) or (teacher, student) in seen:
             raise BookError(f"parameter pairs takes TEACHER->STUDENT, ..., each once, not {parameters['pairs']!r}")
         seen.add((teacher, student))
+        if "@" in student:
+            raise BookError(f"parameter pairs: only a teacher can have weights from a file, as students start from random ones; not {student!r}")
         try:
             built = [models.network(n, size=parameters["size"], classes=classes) for n in (teacher, student)]
             yield Pair(f"{teacher}->{student}", *built, *map(models.layers, built), both)

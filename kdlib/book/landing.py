@@ -123,7 +123,8 @@ def _effects(of: Property, found: dict[str, Results]) -> Iterator[tuple[Claim, d
     for claim in CLAIMS if of.chapter in found else ():
         if (claim.chapter, claim.measure) == (of.chapter, of.measure) and claim.method in METHODS and claim.reference in ("Ind", "Ind2"):
             if judgement := judge(claim, found[of.chapter]):
-                yield from ((claim, effect) for effect in judgement["rows"].values() if effect["effect"] is not None)
+                yield from ((claim, effect) for where, effect in judgement["rows"].items()
+                            if effect["effect"] is not None and judgement["settled"][where] != "void")
 
 
 def handed_on(every: list[Row], method: str, *panels: str) -> tuple[list[Property], int]:
@@ -320,6 +321,6 @@ def _verdicts(found: dict[str, Results]) -> str:
 
 def _stand_in(found: dict[str, Results]) -> str:
     """Which chapters rest on data that earn no verdict."""
-    slugs = [slug for slug in found if any((j := judge(c, found[slug])) and j["verdict"].startswith("not tested") for c in CLAIMS if c.chapter == slug)]
+    slugs = [slug for slug in found if any((j := judge(c, found[slug])) and "not the paper's data" in j["verdict"] for c in CLAIMS if c.chapter == slug)]
     chapters = listed([f"{{doc}}`chapters/{slug}`" for slug in slugs], "")
     return f"**No verdict** can rest on drawn or stand-in data, as in {chapters}. They can show that a mechanism works, no more." if slugs else ""

@@ -51,14 +51,22 @@ class Results:
                              **{k: _number(v) for k, v in dataclasses.asdict(found).items()}})
         return found
 
-    def correlation(self, r: list[float], *, pair: str, domain: str, method: str, measure: str, condition: dict | None = None) -> None:
+    def correlation(self, r: list[float], **where) -> None:
         """A correlation within each seed (n,), averaged over seeds by Fisher's z. Undefined in some seed: no value, a flag."""
+        self._over_seeds(stats.correlation(r) if (np.abs(r) < 1).all() else None, len(r), **where)  # NaN is not
+
+    def own_teacher(self, table: np.ndarray, **where) -> None:
+        """How much more of a measure a student has with its own seed's teacher than with others', as `kdlib.stats.own_teacher` computes it
+        from the measure between the students and the teachers of all seeds (n, n). Undefined somewhere: no value, a flag."""
+        self._over_seeds(stats.own_teacher(table) if np.isfinite(table).all() else None, len(table), **where)
+
+    def _over_seeds(self, found: stats.Interval | None, seeds: int, *, pair: str, domain: str, method: str, measure: str,
+                    condition: dict | None = None) -> None:
         row = dict.fromkeys(EFFECT) | {"pair": pair, "condition": condition or {}, "domain": domain, "method": method, "measure": measure,
-                                       "n_seeds": len(r), "flag": "undefined"}
-        if (np.abs(r) < 1).all():  # NaN is not
-            found = stats.correlation(r)
+                                       "n_seeds": seeds, "flag": "undefined"}
+        if found:
             row |= {"effect": found.mean, "low": found.low, "high": found.high, "low_seeds": found.low, "high_seeds": found.high,
-                    "se": _number(found.se), "df": found.df, "p": found.p, "flag": None if len(r) > 2 else "fewer than 3 seeds"}
+                    "se": _number(found.se), "df": found.df, "p": found.p, "flag": None if seeds > 2 else "fewer than 3 seeds"}
         self.effects.append(row)
 
     def find(self, **wanted) -> dict:

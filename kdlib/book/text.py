@@ -47,7 +47,7 @@ def transfer(effect: dict) -> str:
 def verdicts(judged: list[dict], section: str) -> HTML:
     """The table of a chapter's claims: a row for each setting, the verdict with the first of a claim's."""
     def rows(judgement):
-        settled = list(judgement["settled"].values())
+        settled = [word for word in judgement["settled"].values() if word != "void"]
         several = f" ({settled.count('yes')} of {len(settled)})" if len(settled) > 1 else ""
         for n, (where, found) in enumerate(judgement["rows"].items()):
             claim, p = judgement["claim"], judgement["holm"][where]
@@ -59,7 +59,7 @@ def verdicts(judged: list[dict], section: str) -> HTML:
 
 def uncorrected(judged: list[dict]) -> str:
     """Which intervals clear of zero have a Holm-adjusted p above .05: a verdict looks at each by itself."""
-    clear_ = [v["holm"][where] for v in judged for where, row in v["rows"].items() if clear(row)]
+    clear_ = [v["holm"][where] for v in judged for where, row in v["rows"].items() if clear(row) and v["settled"][where] != "void"]
     weak = sum(p > 0.05 for p in clear_)
     return (f"Verdicts look at each interval by itself. Adjusted for all the claims that this page judges, p is above .05 for {weak} of the "
             f"{count(len(clear_), 'interval')} that exclude zero." if weak else "")

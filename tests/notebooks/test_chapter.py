@@ -195,3 +195,25 @@ def test_published_chapters_are_current_and_reexecute_without_data_or_training(s
         for a, b in zip(again, before):  # another processor sums in another order
             assert a == {k: pytest.approx(v, rel=1e-9, abs=1e-12) if isinstance(v, float) else v for k, v in b.items()}
     assert {k: v for k, v in now.provenance.items() if k != "commit"} == {k: v for k, v in was.provenance.items() if k != "commit"}
+
+
+def test_as_published_reads_what_was_published_though_a_store_has_other_values_under_its_keys(tmp_path, monkeypatch):
+    was = results.read(ROOT / "book" / "results" / f"{SLUG}.json").provenance
+    archive = Store(tmp_path / "none", [ROOT / "book" / "results" / f"{SLUG}.npz"])
+    key, entry = next((k, e) for k in was["measurements"] if "prediction" in (e := archive.read("measure", k)).arrays)
+    Store(tmp_path / "store").write("measure", entry.spec, {"prediction": 1 - entry.arrays["prediction"]}, entry.info)
+    monkeypatch.setenv("KDLIB_CACHE", str(tmp_path / "store"))
+    for published, other in (was, False), (None, True):
+        monkeypatch.setenv("KDLIB_RUN", json.dumps({"results": str(tmp_path / "results.json"), "as_published": published}))
+        found = Chapter(SLUG, was["parameters"]).store.read("measure", key)
+        assert (found.arrays["prediction"] != entry.arrays["prediction"]).any() == other
+
+
+def test_results_say_what_students_were_trained_on(smoke):
+    asked = results.read(smoke[0] / "results" / "invariance.json").provenance
+    given = {"KL": "alpha", "Hint": "beta", "CRD": "beta_crd"}
+    assert not any(asked["parameters"][name] for name in given.values()), "the weights are those of a file or common ones"
+    for pair, by_method in asked["objectives"].items():
+        assert by_method.keys() >= given.keys() and "T" not in by_method and "Ind" not in by_method
+        assert by_method["KL"]["type"] == "KL" and 0 < by_method["KL"]["alpha"] <= 1 and by_method["KL"]["tau"] == asked["parameters"]["tau"]
+        assert by_method["Hint"]["beta"] > 0 and by_method["CRD"]["beta"] > 0

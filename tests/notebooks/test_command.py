@@ -6,6 +6,7 @@ import pytest
 
 from kdlib.book import BookError
 from kdlib.book.chapters import Parameter, source
+from kdlib.book.command import _absolute
 from kdlib.book.publish import publish
 from notebooks_command import SLUG, executed, kdlib
 
@@ -40,6 +41,15 @@ def test_parameters_are_parsed_and_checked(line, text, value):
             parameter.parse(text)
     else:
         assert parameter.parse(text) == value
+
+
+def test_paths_in_parameters_are_the_callers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    given = {"folder": "pictures", "tau": "2", "pairs": "residual-4x1@mine.pt->residual-4x1*, a@ ../b c-d.pth* -> b ,x->y,n@~/w.safetensors->m"}
+    assert _absolute(given) == {"folder": f"{tmp_path}/pictures", "tau": "2", "pairs":
+                                f"residual-4x1@{tmp_path}/mine.pt->residual-4x1*, a@{tmp_path.parent}/b c-d.pth* -> b ,x->y,n@/home/someone/w.safetensors->m"}
+    assert _absolute({"pairs": "x->y", "folder": ""}) == {"pairs": "x->y", "folder": ""}
 
 
 def book_root(tmp_path):

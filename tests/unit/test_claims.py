@@ -72,6 +72,22 @@ def test_a_page_judges_the_claims_that_its_run_speaks_to(monkeypatch):
     assert only["holm"]["d"] < 0.001 and only["holm"]["e"] == 1.0
 
 
+def test_a_setting_that_noise_drowns_is_not_judged(monkeypatch):
+    """Noise moves the independent students of p->q as much as the attack does, and those of r->s less."""
+    of = results([("p->q", "d", 0.2, {"images": "T"}), ("r->s", "d", 0.2, {"images": "T"})])
+    for pair, noise in ("p->q", 0.4), ("r->s", 0.1):
+        for images, share in ("T", 0.4), ("noise", noise):
+            of.record(np.full(6, share), range(6), pair=pair, domain="d", method="Ind", measure="share", condition={"images": images})
+    attack = dict(condition={"images": "T"}, above={"images": "noise"}, domains=("d",))
+    monkeypatch.setattr("kdlib.book.claims.CLAIMS", (claim(**attack),))
+    [both] = verdicts("x", of)
+    assert both["settled"] == {"d, p->q": "void", "d, r->s": "yes"} and both["verdict"] == "replicated"
+    assert both["holm"]["d, p->q"] is None and both["holm"]["d, r->s"] == of.effects[1]["p"], "nor does it count among the claims"
+    of.effects.pop()
+    assert verdict(claim(**attack), of)["verdict"] == "not tested (noise of the same size does as much)"
+    assert verdict(claim(**attack | {"above": None}), of)["verdict"] == "replicated"
+
+
 def test_the_table_of_claims_gives_a_verdict_once_with_the_settings_that_bear_it_out(monkeypatch):
     monkeypatch.setattr("kdlib.book.claims.CLAIMS", (claim(), claim(method="KL", domains=("f",), margin={"f": 0.05})))
     judged = verdicts("x", results([("p->q", "d", 0.2, {}), ("p->q", "e", -0.2, {}), ("p->q", "f", 0.2, {})]))

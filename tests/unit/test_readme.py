@@ -59,7 +59,7 @@ def test_verdicts_and_effects_are_those_on_the_published_pages():
         for where, (effect, paper, verdict) in rows.items():
             if where.endswith("settings"):
                 assert int(where.split()[0]) == len(on_page) > headline.FEW and verdict == verdicts[0]
-                assert set(effect.split("; ")) <= {f"{theirs} ({at})" for at, (theirs, *_) in on_page.items()}
+                assert set(effect.removeprefix("from ").split(" to ")) <= {f"{theirs} ({at})" for at, (theirs, *_) in on_page.items()}
             else:
                 assert (effect, paper) == on_page[where][:2] and {v.split(" (")[0] for v in verdicts} == {verdict.split(" (")[0]}
                 assert rows.keys() == on_page.keys()
@@ -148,7 +148,20 @@ def test_a_claim_of_many_settings_is_one_row(book, monkeypatch):
             results.effect(0.5 + gain + spread, np.full(3, 0.4), pair="A->B", domain=domain, method="KL", against="KL*", measure="accuracy")
     results.write(root / "book" / "results" / "digits.json")
     low, high = (points(results.find(method="KL", reference="Ind", domain=d)) for d in "ba")
-    assert headline.found(root).splitlines()[-1] == f"| KL gains | 4 settings | {low} (b); {high} (a) | above zero in 1 of 2 | in the chapter | partly (2 of 4) |"
+    assert headline.found(root).splitlines()[-1] == f"| KL gains | 4 settings | from {low} (b) to {high} (a) | above zero in 1 of 2 | in the chapter | partly (2 of 4) |"
+
+
+def test_a_verdict_says_how_many_settings_stand_after_holms_correction(book, monkeypatch):
+    root, publish = book
+    monkeypatch.setattr(headline, "CLAIMS", (claims.Claim(says="KL gains", **CLAIM | {"domains": ("a", "b"), "margin": dict.fromkeys("ab", 0.02)}),
+                                             claims.Claim(says="KL gains more", **CLAIM | {"domains": ("b",), "margin": {"b": 0.02}})))
+    results = publish()
+    for domain, gain in zip("ab", (0.3, 0.027)):  # p = .0004 and .043: three settings in all
+        results.effect(0.5 + gain + 0.01 * np.array([-1, 0, 1]), np.full(3, 0.5), pair="A->B", domain=domain, method="KL", against="Ind", measure="accuracy")
+    results.write(root / "book" / "results" / "digits.json")
+    assert results.effects[-1]["p"] < 0.05 < 2 * results.effects[-1]["p"]
+    *_, first, _, last = headline.found(root).splitlines()
+    assert first.endswith("| replicated (1 of 2 after Holm's correction) |") and last.endswith("| replicated (0 of 1 after Holm's correction) |")
 
 
 def test_only_what_stands_between_the_markers_changes(book):

@@ -369,6 +369,47 @@ def test_a_teacher_without_a_gap_is_rarely_given_a_transfer(n, m):
     assert 0.03 <= given <= 0.07
 
 
+def additive(n, own, noise, seed, studies=1):
+    """Tables (studies, n, n) of students that agree with every teacher to different degrees, teachers likewise, and `own` on the diagonal."""
+    rng = np.random.default_rng(seed)
+    return (0.6 + rng.normal(0, 0.2, (studies, n, 1)) + rng.normal(0, 0.1, (studies, 1, n)) + own * np.eye(n)
+            + rng.normal(0, noise, (studies, n, n)))
+
+
+@pytest.mark.parametrize("n", [3, 4, 6])
+def test_own_teacher_is_the_regression_on_students_teachers_and_being_ones_own(n):
+    [a] = additive(n, 0.05, 0.02, seed=n)
+    i, j = np.indices((n, n)).reshape(2, -1)
+    design = np.column_stack([i == j, *(i == k for k in range(n)), *(j == k for k in range(1, n))]).astype(float)
+    weights, [left], rank, _ = np.linalg.lstsq(design, a.ravel(), rcond=None)
+    assert rank == design.shape[1] == 2 * n
+    df = n * n - rank
+    se = np.sqrt(left / df * np.linalg.inv(design.T @ design)[0, 0])
+    found = stats.own_teacher(a)
+    assert (found.mean, found.se, found.df) == pytest.approx((weights[0], se, df))
+    assert found.mean == pytest.approx(np.diag(a).mean() - a[~np.eye(n, dtype=bool)].mean())
+    assert (found.low, found.high) == pytest.approx(weights[0] + np.array([-1, 1]) * scipy_stats.t.ppf(0.975, df) * se)
+    assert found.p == pytest.approx(2 * scipy_stats.t.sf(abs(weights[0]) / se, df))
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_own_teacher_covers_whatever_students_and_teachers_differ_in(n):
+    found = [stats.own_teacher(a) for a in additive(n, 0.02, 0.01, seed=n, studies=4000)]
+    assert 0.94 <= np.mean([f.low <= 0.02 <= f.high for f in found]) <= 0.96
+    assert 0.04 <= np.mean([stats.own_teacher(a).p < 0.05 for a in additive(n, 0, 0.01, seed=10 + n, studies=4000)]) <= 0.06
+
+
+def test_own_teacher_of_two_seeds_and_of_no_square():
+    found = stats.own_teacher([[0.9, 0.5], [0.4, 0.7]])
+    assert found.mean == pytest.approx(0.35) and (found.low, found.high, found.p, found.df) == (None, None, None, 0)
+    with pytest.raises(ValueError, match="table must be square, a student and a teacher for each seed"):
+        stats.own_teacher(np.ones((3, 4)))
+    with pytest.raises(ValueError, match="1 values that are not finite"):
+        stats.own_teacher([[1, 2], [np.nan, 3]])
+    flat = stats.own_teacher(np.ones((3, 3)))
+    assert (flat.mean, flat.se, flat.p) == (0, 0, 1)
+
+
 def test_partial_correlation_by_the_formula():
     random = np.random.default_rng(4)
     given = random.normal(size=12)
