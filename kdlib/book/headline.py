@@ -7,7 +7,7 @@ from kdlib.book import results as results_file
 from kdlib.book.chapters import Source, contents, sources
 from kdlib.book.claims import CLAIMS, Claim, adjusted, verdict
 from kdlib.book.results import Results
-from kdlib.book.text import count, effect, gains, pairs, typeset, unbroken
+from kdlib.book.text import NOT_JUDGED, count, effect, gains, pairs, typeset, unbroken
 
 START, END = "<!-- found: written by `kdlib headline` and `kdlib publish`; do not edit -->", "<!-- end of found -->"
 NAMES = {"imagenette-112": "Imagenette", "mnist": "MNIST", "bsds500": "BSDS500", "embedded": "scikit-learn's digits", "bundled": "bundled photographs"}
@@ -68,7 +68,7 @@ def _rows(claim: Claim, judged: dict | None, results: Results) -> list[tuple[str
         return [(claim.says, count(len(settings), "setting"), "from " + " to ".join(f"{effect(settings[where], claim.unit)} ({named[where]})" for where in ends),
                  f"above zero in {sum(map(gains, tried))} of {len(tried)}" if tried else "–", "in the chapter",
                  _verdict(judged))]
-    return [("" if n else claim.says, named[where] + " (not judged)" * (judged["settled"][where] == "void"), effect(row, claim.unit), effect(beyond[where], claim.unit) if beyond[where] else "–", typeset(judged["paper"][where]),
+    return [("" if n else claim.says, named[where] + NOT_JUDGED * (judged["settled"][where] == "void"), effect(row, claim.unit), effect(beyond[where], claim.unit) if beyond[where] else "–", typeset(judged["paper"][where]),
              "" if n else _verdict(judged)) for n, (where, row) in enumerate(settings.items())]
 
 

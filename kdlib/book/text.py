@@ -10,6 +10,9 @@ from kdlib.book.chapters import PROFILES, source
 from kdlib.book.results import Results, smallest
 
 
+NOT_JUDGED = " (not judged)"
+
+
 def share(value: float | None) -> str:
     """A share in [0, 1] as a percentage: 0.8731 -> '87.3'."""
     return "–" if value is None else f"{100 * value:.1f}"
@@ -51,7 +54,7 @@ def verdicts(judged: list[dict], section: str) -> HTML:
         several = f" ({settled.count('yes')} of {len(settled)})" if len(settled) > 1 else ""
         for n, (where, found) in enumerate(judgement["rows"].items()):
             claim, p = judgement["claim"], judgement["holm"][where]
-            yield [claim.says, where, judgement["paper"][where], effect(found, claim.unit), "–" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.2g}", "" if n else judgement["verdict"] + several]
+            yield [claim.says, where + NOT_JUDGED * (judgement["settled"][where] == "void"), judgement["paper"][where], effect(found, claim.unit), "–" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.2g}", "" if n else judgement["verdict"] + several]
 
     return table(["claim", "where", "the paper's effect", "effect here", "p (Holm)", "verdict (borne out in)"], [row for judgement in judged for row in rows(judgement)],
                  f"The claims of Sec. {section} and their verdicts, computed from the intervals (effects in points, or as said); a verdict is on the claim as a whole, and about direction, not size")

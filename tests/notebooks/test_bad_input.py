@@ -276,9 +276,6 @@ CASES = {  # name: (what is spoilt, the command, what the line says)
     "a profile out of range": (notebook(lambda b: b["metadata"]["kdlib"]["profiles"]["cpu"].update(epochs=0)), RUN, "parameter epochs = 0 is out of range"),
     "no table of contents": (remove("root", "book/_toc.yml"), ["chapters"], "no notebooks/ and book/_toc.yml under {root}: the book's commands need"),
     "what cannot be planned": (code("chapter.complete(", "1 / 0\nchapter.complete("), PRUNE, f"{SLUG}: what it asks of the store cannot be planned"),
-    # images
-    "a student from a file": (nothing, ["run", "invariance", "-p", "pairs=residual-8x1->residual-8x1@mine.pt"],
-                              "parameter pairs: only a teacher can have weights from a file, as students start from random ones; not '"),
     "weights for a device that is not there": (nothing, ["weights", "-p", "device=cuda"], "weights: "),
     # publishing
     "publishing from nowhere": (nothing, ["publish", SLUG, "--from", "/nowhere"], f"no executed chapter /nowhere/{SLUG}.ipynb; run it first"),

@@ -92,11 +92,18 @@ def test_records_and_effects_are_those_of_the_measurements(smoke, measured):
             assert found.values(method=m, domain=domain, measure="accuracy") == pytest.approx(values.mean(1))
         for m in ("Ind2", "KL", "Hint", "CRD", "KL*"):
             row, wanted = (found.find(method=m, reference="Ind", domain=domain, measure="accuracy"),
-                           stats.effect(right[m], right["Ind"], right["T"]))
+                           stats.effect(right[m], right["Ind"], None if m.endswith("*") else right["T"]))
             assert row["effect"] == pytest.approx(right[m].mean() - right["Ind"].mean())
             assert (row["low"], row["high"], row["transfer"], row["flag"]) == (wanted.low, wanted.high, wanted.transfer, wanted.flag)
             same = np.array([(said[m, s, domain] == said["T", s, domain]).mean() for s in range(3)])
             assert found.values(method=m, domain=domain, measure="agreement") == pytest.approx(same)
+        missed = [said["T", j, domain] != label[domain] for j in range(3)]
+        wrong = [[said["KL", i, domain][missed[j]] == said["T", j, domain][missed[j]] for j in range(3)] for i in range(3)]
+        wanted = stats.own_teacher([[same.mean() for same in student] for student in wrong])
+        row = found.find(method="KL", domain=domain, measure="agreement, T wrong, own students minus other seeds'")
+        assert (row["effect"], row["low"], row["df"]) == (pytest.approx(wanted.mean), pytest.approx(wanted.low), 3)
+        others = [np.mean([wrong[i][j].mean() for i in range(3) if i != j]) for j in range(3)]
+        assert found.values(method="KL", domain=domain, measure="agreement of other seeds, T wrong") == pytest.approx(others)
     assert found.find(method="KL", reference="KL*", domain="M", measure="accuracy")["transfer"] is None
 
 
@@ -133,6 +140,9 @@ def test_boundaries_are_compared_as_the_measurements_say(smoke, measured):
         wanted = stats.effect(same["KL"], same["Ind"], 1.0)
         assert (row["effect"], row["low"], row["flag"], row["n_items"]) == (pytest.approx(wanted.effect), pytest.approx(wanted.low), wanted.flag, 3)
         assert found.values(method="CRD*", domain=domain, measure="boundary agreement") == pytest.approx(same["CRD*"].mean(1))
+        table = [[(region["KL"][i] == region["T"][j]).mean() for j in range(3)] for i in range(3)]
+        row = found.find(method="KL", domain=domain, measure="boundary agreement, own students minus other seeds'")
+        assert (row["effect"], row["low"], row["p"]) == pytest.approx([getattr(stats.own_teacher(table), k) for k in ("mean", "low", "p")])
         nats = [store.read("measure", Divergence(runs["Ind", s], runs["T", s], suite, domain, 32).key).arrays["nats"] for s in range(3)]
         assert found.values(method="Ind", domain=domain, measure="KL(T, S)") == pytest.approx(np.float64(nats).mean(1))
 

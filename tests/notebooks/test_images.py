@@ -81,6 +81,11 @@ def test_a_teacher_from_a_file_keeps_its_weights_and_its_control_is_trained(tmp_
     assert all((kept[n] == t.numpy()).all() for n, t in net.state_dict().items()), "a run of no epochs is the file itself"
 
 
+def test_a_student_from_a_file_is_refused():
+    with pytest.raises(BookError, match="only a teacher can have weights from a file, as students start from random ones; not 'residual-4x1@mine.pt'"):
+        study_of(pairs="residual-4x1->residual-4x1@mine.pt")
+
+
 GPU = source("localization").facts["profiles"]["gpu"]
 
 

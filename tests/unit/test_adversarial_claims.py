@@ -27,13 +27,13 @@ def judged(of, *rows, parameters=REAL):
 def test_a_margin_is_a_quarter_of_the_papers_effect_of_kl_on_that_pair(pair, margin):
     for method in "KL", "Hint", "CRD":
         assert claim(method, "T", 1).margin[pair] == pytest.approx(margin)
-    assert claim("KL", "T*", 0).margin == {"VGG19->VGG11": pytest.approx(0.0745 / 4)}
+    assert claim("KL", "unrelated", 0).margin == {"VGG19->VGG11": pytest.approx(0.0745 / 4)}
     assert claim("CRD", "T", 0).margin == {"ViT-B-32->ResNet18": 0.02}
 
 
 def test_there_is_a_claim_for_each_method_and_kind_of_pair():
     assert {(c.method, c.condition["images"], c.side) for c in OURS} == {
-        (m, *kind) for m in ("KL", "Hint", "CRD") for kind in (("T", 1), ("T", 0), ("T*", 0))} and len(OURS) == 9
+        (m, *kind) for m in ("KL", "Hint", "CRD") for kind in (("T", 1), ("T", 0), ("unrelated", 0))} and len(OURS) == 9
 
 
 def test_pairs_count_by_their_families():
@@ -55,14 +55,25 @@ def test_a_rise_where_the_paper_finds_none_is_no_replication():
     assert judged(none, row(vit, 0.01, se=0.02))["verdict"] == "inconclusive"
 
 
-def test_foreign_images_are_judged_by_the_foreign_images():
-    own, foreign = (row("plain-48x2->plain-24x1", e, images=i) for e, i in ((0.08, "T"), (0.002, "T*")))
-    assert judged(claim("KL", "T*", 0), own, foreign)["rows"]["photo"] is foreign
-    assert judged(claim("KL", "T*", 0), own, foreign)["verdict"] == "replicated"
+def test_foreign_images_are_judged_by_images_of_an_unrelated_network():
+    own, foreign = (row("plain-48x2->plain-24x1", e, images=i) for e, i in ((0.08, "T"), (0.002, "unrelated")))
+    assert judged(claim("KL", "unrelated", 0), own, foreign)["rows"]["photo"] is foreign
+    assert judged(claim("KL", "unrelated", 0), own, foreign)["verdict"] == "replicated"
     assert judged(claim("KL", "T", 1), own, foreign)["rows"]["photo"] is own
-    assert judged(claim("KL", "T*", 0), row("plain-48x2->plain-24x1", 0.05, images="T*"))["verdict"] == "not replicated"
+    assert judged(claim("KL", "unrelated", 0), row("plain-48x2->plain-24x1", 0.05, images="unrelated"))["verdict"] == "not replicated"
     with pytest.raises(KeyError):
-        judged(claim("KL", "T*", 0), row("residual-48x2->residual-24x1", 0.0, images="T*"))  # the paper made them for VGG19->VGG11 alone
+        judged(claim("KL", "unrelated", 0), row("plain-48x2->plain-24x1", 0.0, images="T*"))  # T's twin is no unrelated network
+    with pytest.raises(KeyError):
+        judged(claim("KL", "unrelated", 0), row("residual-48x2->residual-24x1", 0.0, images="unrelated"))  # the paper made them for VGG19->VGG11 alone
+
+
+def test_where_noise_moves_independent_students_as_much_as_the_attack_nothing_is_judged():
+    found = Results("adversarial", {"parameters": REAL}, [], [row("vit_b_32->resnet18", 0.06)])
+    for images, value in ("T", 0.6), ("noise", 0.7):
+        found.record([value, value], [0, 1], pair="vit_b_32->resnet18", domain="photo", method="Ind", measure="fooled", condition={"images": images})
+    assert verdict(claim("KL", "T", 0), found)["verdict"].startswith("not tested (noise")
+    found.records[2]["value"] = found.records[3]["value"] = 0.1
+    assert verdict(claim("KL", "T", 0), found)["verdict"] == "not replicated"
 
 
 def test_drawn_scenes_earn_no_verdict():
