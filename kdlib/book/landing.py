@@ -56,6 +56,12 @@ PROPERTIES = (
 )
 
 
+OWN = {  # what a student can have from its very own teacher, where each seed has one
+    ("domain-adaptation", "agreement, T wrong, own students minus other seeds'"): "repeats its teacher's errors",
+    ("decision-boundary", "boundary agreement, own students minus other seeds'"): "draws its boundary where its teacher does",
+}
+
+
 class Row(NamedTuple):
     """A property in one setting: effects against the independent twin and against the control (T*'s student), by method."""
 
@@ -248,7 +254,7 @@ What a distilled student takes over, in percentage points, by three methods. Fil
 weights, same images, no teacher; where maps are compared, minus a second independent student). Hollow: minus the same student of T\\*, a
 teacher without the property, or another one where every teacher has it. Bars are 95 % intervals over seeds and test items,
 in the chapters on images of one teacher for all seeds of a pair; an arrow means that the interval goes on. {pairs}Shaded: the property counts as taken over, which it does if every filled bar of its block lies above
-zero; the hollow ones show how much of that is owed to this teacher."""
+zero; the hollow ones show how much of that is owed to what this teacher had learned."""
 
 PAIRS = """\
 Where a property was measured on several pairs of networks, each has a line, named by the families of teacher → student, the first drawn
@@ -266,8 +272,11 @@ def page(every: list[Row], found: dict[str, Results], folder: str) -> str:
     if not _nothing(every, found):
         lines.append(f"- **A student, more than its independent twin**: {_which(every, 'twin')}.")
         if against := _which(every, "twin", "control"):
-            lines.append(f"- **And more than the same student of T\\***: {against}. That part is owed to this teacher, and not to being taught as such. "
+            lines.append(f"- **And more than the same student of T\\***: {against}. That part is owed to what its teacher had learned, and not to being taught as such. "
                          "What is not shown need not be absent: where bars are wide, these runs cannot tell.")
+        if own := _own(found):
+            lines.append(f"- **And more than students of other teachers that were trained like its own** (asked on digits, where each seed has a teacher): {own}. "
+                         "Only that is particular to one teacher; the rest any of them could have given.")
     lines += [f"- {text}" for text in (_verdicts(found), _stand_in(found)) if text]
     lines += ["", "::::{dropdown} The numbers of this figure, and what they rest on", *_numbers(every, "twin", "independent twin")]
     lines += _numbers(every, "control", "twin of teacher T\\*") if any(row.control for row in every) else []
@@ -305,6 +314,17 @@ def _alt(every: list[Row], found: dict[str, Results]) -> str:
     effects = {m: [row.twin[m] for row in every if m in row.twin] for m in METHODS}
     said = " ".join(f"{m} lies clear above the twin in {sum(map(gains, its))} of {count(len(its), 'line')}." for m, its in effects.items() if its)
     return " ".join(ALT.format(title=title(every, found), rows=said).split())
+
+
+def _own(found: dict[str, Results]) -> str:
+    """'repeats its teacher's errors (KL on color and M), ...', or '' where nothing was asked."""
+    said = []
+    for (slug, measure), what in OWN.items():
+        rows = [row for row in found[slug].matching(measure=measure) if row["method"] in METHODS] if slug in found else []
+        if any(row["low"] is not None for row in rows):
+            clear = {m: [row["domain"] for row in rows if row["method"] == m and gains(row)] for m in METHODS}
+            said.append(f"{what} (" + ("; ".join(f"{m} on {listed(domains, '')}" for m, domains in clear.items() if domains) or "none shown") + ")")
+    return ", ".join(said)
 
 
 def _verdicts(found: dict[str, Results]) -> str:

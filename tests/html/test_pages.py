@@ -129,6 +129,23 @@ def test_a_property_is_handed_on_where_every_setting_is_clear_of_zero():
     assert "of T\\***: *KL* none shown" in landing.page(landing.rows(found), found, "generated")
 
 
+def test_what_students_have_from_their_very_own_teacher_is_said_where_it_was_asked():
+    found = {SLUG: made(GAINS)}
+    assert "trained like its own" not in landing.page(landing.rows(found), found, "generated")
+    rng = np.random.default_rng(0)
+    [(_, measure), *_] = landing.OWN
+    for method, own in ("KL", 0.1), ("Hint", 0.0), ("KL*", 0.1):
+        for domain, share in ("orig", own), ("color", own), ("M", 0.0):
+            found[SLUG].own_teacher(0.5 + rng.normal(0, 0.3, (4, 1)) + share * np.eye(4) + rng.normal(0, 0.003, (4, 4)), pair="A->B", domain=domain,
+                                    method=method, measure=measure)
+    assert "(asked on digits, where each seed has a teacher): repeats its teacher's errors (KL on orig and color). Only" in landing.page(
+        landing.rows(found), found, "generated")
+    found[SLUG].effects = [row for row in found[SLUG].effects if row["method"] != "KL" or row["measure"] != measure]
+    assert "repeats its teacher's errors (none shown). Only" in landing.page(landing.rows(found), found, "generated")
+    published_ = published()
+    assert all(published_[slug].matching(measure=name) for slug, name in landing.OWN), "the chapters' own words for these measures"
+
+
 @pytest.mark.parametrize("seeds, profile, said", [(2, "real", "Too few seeds for a finding"), (3, "smoke", "A trial run (profile smoke), which finds nothing")])
 def test_what_is_no_finding_is_not_called_one(seeds, profile, said):
     found = {SLUG: made(GAINS, seeds=seeds)}
