@@ -150,25 +150,26 @@ def own_teacher(table: ArrayLike, *, level: float = 0.95) -> Interval:
     """How much more a student has to do with its own teacher than with those of other seeds, from a table (n, n): row i
     is the student of seed i, column j the teacher of seed j, the entry a measure between the two, such as their agreement.
 
-        a_ij = mu + s_i + t_j + delta [i = j] + e_ij        (least squares)
-        delta = mean_i a_ii - mean_{i != j} a_ij,  SE^2 = v_e / (n - 1),  df = n^2 - 2 n
+        a_ij = mu + s_i + t_j + delta_i [i = j] + e_ij
+        d_i  = n/(n - 1) (a_ii - a_i. - a_.i + a_..)                       dots are means over rows or columns
+        delta = mean_i d_i = mean_i a_ii - mean_{i != j} a_ij,  SE^2 = v_d/n (n - 1)/(n - 2),  df = n - 1
 
-    What makes a student agree with every teacher, or a teacher with every student, is in s_i and t_j and moves neither
-    delta nor v_e, the mean square of the residuals (the round robin of Warner, Kenny and Stoto, 1979, with its two
-    sides kept apart). New seeds on the same test items are what the interval speaks for.
+    What makes a student agree with every teacher, or a teacher with every student, is in s_i and t_j and moves no d_i
+    (the round robin of Warner, Kenny and Stoto, 1979, with its two sides kept apart). v_d is the variance of the n values
+    d_i, which the means that they share make look more alike than they are: by (n - 2)/(n - 1) where the delta_i are
+    equal. In simulations the interval covers in 95 % of studies then, and in 92 to 94 % where the delta_i scatter twice
+    as much as e_ij. New seeds on the same test items are what it speaks for.
     Raises ValueError unless the table is finite, square and n >= 2; n = 2 leaves no interval.
     """
     a = _table("own_teacher: table", table, (2,))
     n = len(a)
     if a.shape != (n, n):
         raise ValueError(f"own_teacher: table must be square, a student and a teacher for each seed, got shape {a.shape}")
-    centred = a - a.mean(0) - a.mean(1, keepdims=True) + a.mean()
-    diagonal = np.eye(n) - 1 / n  # the same of [i = j]; its squares sum to n - 1
-    delta = float((centred * diagonal).sum() / (n - 1))
-    df = n * n - 2 * n
-    if not df:
-        return Interval(delta, None, None, float("nan"), 0, None)
-    se = float(np.sqrt(((centred - delta * diagonal) ** 2).sum() / df / (n - 1)))
+    d = n / (n - 1) * (a - a.mean(0) - a.mean(1, keepdims=True) + a.mean()).diagonal()
+    delta, df = float(d.mean()), n - 1
+    if n < 3:
+        return Interval(delta, None, None, float("nan"), df, None)
+    se = float(d.std(ddof=1) * np.sqrt((n - 1) / (n - 2) / n))
     half = float(_quantile(level, df)) * se
     return Interval(delta, delta - half, delta + half, se, df, float(2 * student_t.sf(abs(delta) / se, df)) if se > 0 else float(delta == 0))
 

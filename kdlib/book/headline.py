@@ -58,7 +58,7 @@ def judge(claim: Claim, results: Results) -> dict | None:
 def _rows(claim: Claim, judged: dict | None, results: Results) -> list[tuple[str, ...]]:
     """A row for each setting of a claim; one for all where they are more than `FEW`, with the smallest and the largest effect."""
     if judged is None:
-        return [(claim.says, ", ".join(claim.domains), "–", "–", "–", "not tested (not in the published run)")]
+        return [(claim.says, ", ".join(claim.domains) if claim.condition is None else "–", "–", "–", "–", f"not tested ({claim.needs})")]
     short = pairs(list(dict.fromkeys(row["pair"] for row in results.effects)))
     named = {where: where.replace(row["pair"], short[row["pair"]]) for where, row in judged["rows"].items()}
     settings, beyond = judged["rows"], {where: against_control(claim, row, results) for where, row in judged["rows"].items()}
@@ -77,7 +77,7 @@ def _verdict(judged: dict) -> str:
     settled, told = judged["settled"], [word for word in judged["settled"].values() if word != "void"]
     borne = [where for where, word in settled.items() if word == "yes"]
     stand = [where for where in borne if judged["holm"][where] <= 0.05]
-    notes = [f"{len(borne)} of {len(told)}"] * (len(settled) > FEW) + [f"{len(stand)} of {len(told)} after Holm's correction"] * (
+    notes = [f"{len(borne)} of {len(told)}"] * (len(settled) > FEW) + [f"clear after Holm's correction in {len(stand)} of {len(told)}"] * (
         judged["claim"].side != 0 and len(stand) < len(borne) and judged["verdict"].split()[0] != "not")
     return judged["verdict"] + (f" ({'; '.join(notes)})" if notes else "")
 

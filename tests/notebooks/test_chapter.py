@@ -101,7 +101,7 @@ def test_records_and_effects_are_those_of_the_measurements(smoke, measured):
         wrong = [[said["KL", i, domain][missed[j]] == said["T", j, domain][missed[j]] for j in range(3)] for i in range(3)]
         wanted = stats.own_teacher([[same.mean() for same in student] for student in wrong])
         row = found.find(method="KL", domain=domain, measure="agreement, T wrong, own students minus other seeds'")
-        assert (row["effect"], row["low"], row["df"]) == (pytest.approx(wanted.mean), pytest.approx(wanted.low), 3)
+        assert (row["effect"], row["low"], row["df"]) == (pytest.approx(wanted.mean), pytest.approx(wanted.low), 2)
         others = [np.mean([wrong[i][j].mean() for i in range(3) if i != j]) for j in range(3)]
         assert found.values(method="KL", domain=domain, measure="agreement of other seeds, T wrong") == pytest.approx(others)
     assert found.find(method="KL", reference="KL*", domain="M", measure="accuracy")["transfer"] is None
