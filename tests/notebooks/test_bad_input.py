@@ -161,7 +161,7 @@ def damaged_archive(place):
 
 
 def kept_is_damaged(place):
-    (place["root"] / "book" / "results" / "kept").mkdir()
+    (place["root"] / "book" / "results" / "kept").mkdir(exist_ok=True)
     (place["root"] / "book" / "results" / "kept" / "part.npz").write_bytes(b"PK\3\4 and no more")
     return empty_store(place)
 
