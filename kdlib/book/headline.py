@@ -58,7 +58,7 @@ def judge(claim: Claim, results: Results) -> dict | None:
 def _rows(claim: Claim, judged: dict | None, results: Results) -> list[tuple[str, ...]]:
     """A row for each setting of a claim; one for all where they are more than `FEW`, with the smallest and the largest effect."""
     if judged is None:
-        return [(claim.says, ", ".join(claim.domains) if claim.condition is None else "–", "–", "–", "–", f"not tested ({claim.needs})")]
+        return [(claim.says, "–", "–", "–", "–", f"not tested ({claim.needs})")]
     short = pairs(list(dict.fromkeys(row["pair"] for row in results.effects)))
     named = {where: where.replace(row["pair"], short[row["pair"]]) for where, row in judged["rows"].items()}
     settings, beyond = judged["rows"], {where: against_control(claim, row, results) for where, row in judged["rows"].items()}

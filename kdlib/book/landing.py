@@ -276,7 +276,7 @@ def page(every: list[Row], found: dict[str, Results], folder: str) -> str:
                          "What is not shown need not be absent: where bars are wide, these runs cannot tell.")
         if own := _own(found):
             lines.append(f"- **And more than students of other teachers that were trained like its own** (asked on digits, where each seed has a teacher): {own}. "
-                         "Only that is particular to one teacher; the rest any of them could have given.")
+                         "Of errors and boundaries, only that is shown to come from one very teacher.")
     lines += [f"- {text}" for text in (_verdicts(found), _stand_in(found)) if text]
     lines += ["", "::::{dropdown} The numbers of this figure, and what they rest on", *_numbers(every, "twin", "independent twin")]
     lines += _numbers(every, "control", "twin of teacher T\\*") if any(row.control for row in every) else []

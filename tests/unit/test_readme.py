@@ -129,7 +129,7 @@ def test_pairs_are_short_in_the_rows_and_stand_in_full_above(book):
     ({"source": "embedded"}, "| not tested (not the paper's data) |", "| replicated |"),
     ({"limit": 128}, "the first 128 images of each split", "| replicated |"),
     ({"arms": ("Ind", "KL")}, "] | – | +9.0", "KL*"),
-    ({"arms": ("Ind",)}, "| KL gains | color | – | – | – | not tested (not in the published run) |", "test image"),
+    ({"arms": ("Ind",)}, "| KL gains | – | – | – | – | not tested (not in the published run) |", "test image"),
 ])
 def test_what_differs_is_said(book, given, said, unsaid):
     root, publish = book
