@@ -26,7 +26,11 @@ addEventListener("click", ({ target, detail }) => {
   });
 }, true);
 
-// Paper is white.
+// Paper is white, and what is folded open on it.
 let theme;
-addEventListener("beforeprint", () => { ({ theme } = document.documentElement.dataset); document.documentElement.dataset.theme = "light"; });
+addEventListener("beforeprint", () => {
+  ({ theme } = document.documentElement.dataset);
+  document.documentElement.dataset.theme = "light";
+  for (const folded of document.querySelectorAll(".kdlib-folded")) folded.open = true;
+});
 addEventListener("afterprint", () => { document.documentElement.dataset.theme = theme; });

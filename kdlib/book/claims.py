@@ -8,6 +8,7 @@ from kdlib import stats
 from kdlib.book.results import Results, smallest
 
 
+FEW = 3  # settings of a claim, up to which each has a row of its own where its verdict is shown
 FAMILIES = {"residual": ("residual", "resnet"), "plain": ("plain", "vgg"), "transformer": ("transformer", "vit"), "swin": ("swin",)}
 PAPER_PAIRS = {("residual", "residual"): "ResNet50->ResNet18", ("plain", "plain"): "VGG19->VGG11", ("plain", "residual"): "VGG19->ResNet18",
                ("transformer", "residual"): "ViT-B-32->ResNet18", ("swin", "residual"): "Swin-T->ResNet18", ("swin", "swin"): "Swin-B->Swin-T"}
@@ -180,11 +181,10 @@ def settle(claim: Claim, row: dict) -> str:
     return "yes" if low > 0 else "no" if high < 0 or negligible else "open"
 
 
-def _drowned(claim: Claim, row: dict, results: Results) -> bool:
-    """Whether the claim's baseline moves the independent students of a setting as much as what it is about."""
-    ind, baseline = (results.values(pair=row["pair"], domain=row["domain"], method="Ind", measure=row["measure"], condition=condition)
-                     for condition in (row["condition"], claim.above))
-    return bool(claim.above and ind and baseline) and sum(baseline) / len(baseline) >= sum(ind) / len(ind)
+def drowned(results: Results, condition: dict, baseline: dict, **setting) -> bool:
+    """Whether the condition `baseline` moves the independent students of a setting (pair, measure, domain) as much as `condition` does, in the mean."""
+    ind, base = (results.values(method="Ind", condition=c, **setting) for c in (condition, baseline))
+    return bool(ind and base) and sum(base) / len(base) >= sum(ind) / len(ind)
 
 
 def _of_pair(values: dict, row: dict, default=None):
@@ -210,7 +210,9 @@ def verdict(claim: Claim, results: Results) -> dict:
     several = len({row["pair"] for row in results.effects}) > 1
     label = {id(row): f"{row['domain']}, {row['pair']}" if several else row["domain"] for row in found}
     rows = {label[id(row)]: row for row in sorted(found, key=lambda row: pairs.index(row["pair"]))}
-    settled = {where: "void" if _drowned(claim, row, results) else settle(claim, row) for where, row in rows.items()}
+    settled = {where: settle(claim, row) for where, row in rows.items()}
+    settled |= {where: "void" for where, row in rows.items() if claim.above
+                and drowned(results, row["condition"], claim.above, pair=row["pair"], domain=row["domain"], measure=row["measure"])}
     told = set(settled.values()) - {"void"}
     if not real:
         word = "not tested (not the paper's data)"
@@ -247,3 +249,14 @@ def adjusted(judged: list[dict]) -> list[dict]:
     """Verdicts with Holm-adjusted p values by setting ("holm"), over all settings of all of them that count."""
     p = iter(stats.holm([row["p"] for v in judged for where, row in v["rows"].items() if v["settled"][where] != "void"]))
     return [v | {"holm": {where: None if word == "void" else next(p) for where, word in v["settled"].items()}} for v in judged]
+
+
+def in_words(judgement: dict) -> str:
+    """The verdict with the number of settings that bear the claim out, where it has several, and of those that still do after Holm's
+    correction, where that is fewer."""
+    settled, told = judgement["settled"], [word for word in judgement["settled"].values() if word != "void"]
+    borne = [where for where, word in settled.items() if word == "yes"]
+    stand = [where for where in borne if judgement["holm"][where] <= 0.05]
+    notes = [f"{len(borne)} of {len(told)}"] * (len(told) > 1) + [f"clear after Holm's correction in {len(stand)} of {len(told)}"] * (
+        judgement["claim"].side != 0 and len(stand) < len(borne) and judgement["verdict"].split()[0] != "not")
+    return judgement["verdict"] + (f" ({'; '.join(notes)})" if notes else "")

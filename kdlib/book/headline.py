@@ -5,13 +5,12 @@ from pathlib import Path
 from kdlib.book import ROOT, BookError
 from kdlib.book import results as results_file
 from kdlib.book.chapters import Source, contents, sources
-from kdlib.book.claims import CLAIMS, Claim, adjusted, verdict
+from kdlib.book.claims import CLAIMS, FEW, Claim, adjusted, in_words, verdict
 from kdlib.book.results import Results
 from kdlib.book.text import NOT_JUDGED, count, effect, gains, pairs, typeset, unbroken
 
 START, END = "<!-- found: written by `kdlib headline` and `kdlib publish`; do not edit -->", "<!-- end of found -->"
 NAMES = {"imagenette-112": "Imagenette", "mnist": "MNIST", "bsds500": "BSDS500", "embedded": "scikit-learn's digits", "bundled": "bundled photographs"}
-FEW = 3  # settings of a claim, up to which each has a row of its own
 HEADER = ("claim of the paper", "where", "effect", "beyond the control", "the paper's effect", "verdict")
 
 
@@ -67,19 +66,9 @@ def _rows(claim: Claim, judged: dict | None, results: Results) -> list[tuple[str
         tried = [found for found in beyond.values() if found]
         return [(claim.says, count(len(settings), "setting"), "from " + " to ".join(f"{effect(settings[where], claim.unit)} ({named[where]})" for where in ends),
                  f"above zero in {sum(map(gains, tried))} of {len(tried)}" if tried else "–", "in the chapter",
-                 _verdict(judged))]
+                 in_words(judged))]
     return [("" if n else claim.says, named[where] + NOT_JUDGED * (judged["settled"][where] == "void"), effect(row, claim.unit), effect(beyond[where], claim.unit) if beyond[where] else "–", typeset(judged["paper"][where]),
-             "" if n else _verdict(judged)) for n, (where, row) in enumerate(settings.items())]
-
-
-def _verdict(judged: dict) -> str:
-    """With the number of settings that bear the claim out where it has many, and of those that still do after Holm's correction where that is fewer."""
-    settled, told = judged["settled"], [word for word in judged["settled"].values() if word != "void"]
-    borne = [where for where, word in settled.items() if word == "yes"]
-    stand = [where for where in borne if judged["holm"][where] <= 0.05]
-    notes = [f"{len(borne)} of {len(told)}"] * (len(settled) > FEW) + [f"clear after Holm's correction in {len(stand)} of {len(told)}"] * (
-        judged["claim"].side != 0 and len(stand) < len(borne) and judged["verdict"].split()[0] != "not")
-    return judged["verdict"] + (f" ({'; '.join(notes)})" if notes else "")
+             "" if n else in_words(judged)) for n, (where, row) in enumerate(settings.items())]
 
 
 def against_control(claim: Claim, row: dict, results: Results) -> dict | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from IPython.display import HTML, Markdown
 
 from kdlib.book.chapters import PROFILES, source
+from kdlib.book.claims import FEW, in_words
 from kdlib.book.results import Results, smallest
 
 
@@ -48,16 +49,36 @@ def transfer(effect: dict) -> str:
 
 
 def verdicts(judged: list[dict], section: str) -> HTML:
-    """The table of a chapter's claims: a row for each setting, the verdict with the first of a claim's."""
-    def rows(judgement):
-        settled = [word for word in judgement["settled"].values() if word != "void"]
-        several = f" ({settled.count('yes')} of {len(settled)})" if len(settled) > 1 else ""
-        for n, (where, found) in enumerate(judgement["rows"].items()):
-            claim, p = judgement["claim"], judgement["holm"][where]
-            yield [claim.says, where + NOT_JUDGED * (judgement["settled"][where] == "void"), judgement["paper"][where], effect(found, claim.unit), "–" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.2g}", "" if n else judgement["verdict"] + several]
+    """The table of a chapter's claims: a row for each setting, the verdict with the first of a claim's. A claim of many settings has one row,
+    with its extremes; a table of all of them follows, which opens."""
+    header = ["claim", "where", "the paper's effect", "effect here", "p (Holm)", "verdict (borne out in)"]
+    rows = [row for j in judged for row in ([_extremes(j)] if len(j["rows"]) > FEW else _settings(j))]
+    shown = table(header, rows, f"The claims of Sec. {section} and their verdicts, computed from the intervals (effects in points, or as said); "
+                                "a verdict is on the claim as a whole, and about direction, not size").data
+    many = [row for j in judged if len(j["rows"]) > FEW for row in _settings(j)]
+    if many:
+        shown += folded(f"All {len(many)} settings of the claims that have more than {FEW}", table(header, many, f"Every setting of the claims that have more than {FEW}")).data
+    return HTML(shown)
 
-    return table(["claim", "where", "the paper's effect", "effect here", "p (Holm)", "verdict (borne out in)"], [row for judgement in judged for row in rows(judgement)],
-                 f"The claims of Sec. {section} and their verdicts, computed from the intervals (effects in points, or as said); a verdict is on the claim as a whole, and about direction, not size")
+
+def _settings(judgement: dict) -> Iterator[list[str]]:
+    claim = judgement["claim"]
+    for n, (where, found) in enumerate(judgement["rows"].items()):
+        yield [claim.says, where + NOT_JUDGED * (judgement["settled"][where] == "void"), judgement["paper"][where], effect(found, claim.unit),
+               _p(judgement["holm"][where]), "" if n else in_words(judgement)]
+
+
+def _extremes(judgement: dict) -> list[str]:
+    claim, papers = judgement["claim"], list(dict.fromkeys(judgement["paper"].values()))
+    ordered = sorted(judgement["rows"].values(), key=lambda row: row["effect"])
+    void = list(judgement["settled"].values()).count("void")
+    p = sorted(p for p in judgement["holm"].values() if p is not None)
+    return [claim.says, count(len(ordered), "setting") + (f", {void} of them not judged" if void else ""), papers[0] if len(papers) == 1 else "by setting, below",
+            f"{effect(ordered[0], claim.unit)} to {effect(ordered[-1], claim.unit)}", f"{_p(p[0])} to {_p(p[-1])}" if p else "–", in_words(judgement)]
+
+
+def _p(p: float | None) -> str:
+    return "–" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
 def uncorrected(judged: list[dict]) -> str:
@@ -135,6 +156,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) ->
     title = html.escape(caption)
     return HTML(f'<div class="kdlib-table"><p aria-hidden="true">{title}</p><div tabindex="0" role="region" aria-label="{title}"><table>'
                 f'<caption>{title}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></div>')
+
+
+def folded(summary: str, made: HTML) -> HTML:
+    """What a reader opens to see; on paper it is open."""
+    return HTML(f'<details class="kdlib-folded"><summary>{html.escape(summary)}</summary>{made.data}</details>')
 
 
 def numbered(page: str, chapter: int, tables: Iterator[int]) -> str:

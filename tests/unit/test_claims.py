@@ -96,6 +96,17 @@ def test_the_table_of_claims_gives_a_verdict_once_with_the_settings_that_bear_it
     assert all(float(row[3].removeprefix("&lt; ")) < 0.05 for row in cells) and "Sec. 4.9" in text.verdicts(judged, "4.9").data
 
 
+def test_a_claim_of_many_settings_is_one_row_above_a_list_that_opens(monkeypatch):
+    pairs, gain = ("p->q", "r->s"), iter((0.2, -0.2, 0.1, 0.003))
+    monkeypatch.setattr("kdlib.book.claims.CLAIMS", (claim(domains=("d", "e")), claim(domains=("f",), margin={"f": 0.05})))
+    of = results([(pair, domain, next(gain), {}) for pair in pairs for domain in "de"] + [("p->q", "f", 0.2, {})])
+    short, whole = (re.findall(r"<tr.*?</tr>", body) for body in re.findall(r"<tbody>(.*?)</tbody>", text.verdicts(verdicts("x", of), "4.9").data))
+    cells = [[re.sub("<[^>]+>", "", cell) for cell in re.findall(r"<td>(.*?)</td>", row)] for row in short + whole]
+    assert len(short) == 2 and len(whole) == 4, "the other claim keeps its row, and is not listed again"
+    assert cells[0][0] == "4 settings" and cells[0][2] == f"{cells[3][2]} to {cells[2][2]}" and cells[0][-1] == cells[2][-1] == "partly (2 of 4)"
+    assert cells[0][3] == f"&lt; 0.0001 to {cells[5][3]}" and [row[-1] for row in cells[3:]] == ["", "", ""]
+
+
 def test_a_table_breaks_pairs_behind_the_arrow_alone_and_escapes_the_rest():
     made = text.table(["pair", "x"], [["a-1->b-2", "<i>"], ["plain", "a->b, c->d"]], "t").data
     assert '<th scope="row"><span class="kdlib-name">a-1-&gt;</span><wbr><span class="kdlib-name">b-2</span></th><td>&lt;i&gt;</td>' in made

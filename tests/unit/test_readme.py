@@ -58,10 +58,10 @@ def test_verdicts_and_effects_are_those_on_the_published_pages():
         on_page, verdicts = judged[says], [verdict for *_, verdict in judged[says].values() if verdict]
         for where, (effect, paper, verdict) in rows.items():
             if where.endswith("settings"):
-                assert int(where.split()[0]) == len(on_page) > headline.FEW and verdict.split(";")[0].rstrip(")") == verdicts[0].rstrip(")")
+                assert int(where.split()[0]) == len(on_page) - 1 > claims.FEW and set(verdicts) == {verdict}, "a row for all, and the list of them"
                 assert set(effect.removeprefix("from ").split(" to ")) <= {f"{theirs} ({at})" for at, (theirs, *_) in on_page.items()}
             else:
-                assert (effect, paper) == on_page[where][:2] and {v.split(" (")[0] for v in verdicts} == {verdict.split(" (")[0]}
+                assert (effect, paper) == on_page[where][:2] and set(verdicts) == {verdict}
                 assert rows.keys() == on_page.keys()
 
 
@@ -161,7 +161,7 @@ def test_a_verdict_says_how_many_settings_stand_after_holms_correction(book, mon
     results.write(root / "book" / "results" / "digits.json")
     assert results.effects[-1]["p"] < 0.05 < 2 * results.effects[-1]["p"]
     *_, first, _, last = headline.found(root).splitlines()
-    assert first.endswith("| replicated (clear after Holm's correction in 1 of 2) |") and last.endswith("| replicated (clear after Holm's correction in 0 of 1) |")
+    assert first.endswith("| replicated (2 of 2; clear after Holm's correction in 1 of 2) |") and last.endswith("| replicated (clear after Holm's correction in 0 of 1) |")
 
 
 def test_only_what_stands_between_the_markers_changes(book):
