@@ -121,7 +121,13 @@ class CRD:
 
     Both features go through a trained linear head to `dim` unit-length dimensions. Two banks hold such a feature of every
     training item, filled before training and then updated with `momentum`; the student is scored against the teacher's
-    bank and the teacher against the student's, with the other's current feature as the positive. `n` is N.
+    bank and the teacher against the student's. `n` is N. The positive of an image is
+
+        bank      its own entry in the other's bank, as in the authors' code
+        current   the other's present feature of it, which is fresher than every negative: heads that move tell it from them by that
+                  alone, without a look at the image, and the loss is low for nothing
+
+    and the negatives are
 
         exact     over the whole bank, the expectation of the sampled form
         sampled   N drawn negatives for each image
@@ -137,6 +143,7 @@ class CRD:
     dim: int = 128
     momentum: float = 0.5
     form: str = "exact"
+    positive: str = "bank"
 
     version: ClassVar[int] = 1
 
@@ -144,6 +151,8 @@ class CRD:
         _floats(self, "gamma", "beta", "tau", "momentum")
         if self.form not in ("exact", "sampled", "printed"):
             raise ValueError(f"CRD: form is exact, sampled or printed, not {self.form!r}")
+        if self.positive not in ("bank", "current"):
+            raise ValueError(f"CRD: positive is bank or current, not {self.positive!r}")
 
     def build(self, student_shape, teacher_shape) -> nn.Module:
         return _Contrast(self, math.prod(student_shape), math.prod(teacher_shape))
@@ -177,7 +186,8 @@ class _Contrast(nn.Module):
         drawn = None
         if objective.form == "sampled":
             drawn = torch.multinomial(negative.float(), objective.n, replacement=True, generator=self.generator)
-        contrast = sum(self._direction(current[which], current[1 - which].detach(), 1 - which, negative, drawn) for which in (0, 1))
+        positives = [feature.detach() for feature in current] if objective.positive == "current" else [bank[idx] for bank in self.banks]
+        contrast = sum(self._direction(current[which], positives[1 - which], 1 - which, negative, drawn) for which in (0, 1))
         self.seen = idx, [feature.detach() for feature in current]
         return objective.gamma * losses.cross_entropy(logits, labels) + objective.beta * contrast
 

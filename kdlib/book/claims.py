@@ -195,13 +195,14 @@ def _of_pair(values: dict, row: dict, default=None):
 def verdict(claim: Claim, results: Results) -> dict:
     """The claim's verdict with what it rests on, by domain, or by domain and pair where the run has several pairs.
 
-    Only the paper's data, or photographs in their place, earn one; drawn or stand-in data say `not tested`. Nor does a setting
-    count that its baseline drowns (`settled`: "void").
+    Only the paper's data, or photographs in their place, earn one; drawn or stand-in data say `not tested`, and so does CRD whose
+    positive is not the memory's (`kdlib.distill.CRD`). Nor does a setting count that its baseline drowns (`settled`: "void").
 
     What the paper only argues cannot be replicated: it is supported or not.
     """
     given = results.provenance["parameters"]
     real = all(given.get(name) in value if isinstance(value, tuple) else given.get(name) == value for name, value in claim.data.items())
+    variant = claim.method == "CRD" and given.get("crd_positive") != "bank"
     found = [row for d in claim.domains for row in results.matching(method=claim.method, reference=claim.reference, measure=claim.measure, domain=d)
              if claim.condition in (None, row["condition"]) and (claim.families is None or paper_pair(row["pair"]) in claim.families)]
     if not found:
@@ -213,9 +214,13 @@ def verdict(claim: Claim, results: Results) -> dict:
     settled = {where: settle(claim, row) for where, row in rows.items()}
     settled |= {where: "void" for where, row in rows.items() if claim.above
                 and drowned(results, row["condition"], claim.above, pair=row["pair"], domain=row["domain"], measure=row["measure"])}
+    if variant:
+        settled = dict.fromkeys(rows, "void")
     told = set(settled.values()) - {"void"}
     if not real:
         word = "not tested (not the paper's data)"
+    elif variant:
+        word = "not tested (a variant of CRD)"
     elif not told:
         word = "not tested (noise of the same size does as much)"
     elif told == {"yes"}:

@@ -222,7 +222,7 @@ def schedule(model: Model, epochs: int, batch: int) -> OneCycle:
 def objectives_of(pair: Pair, parameters: Mapping[str, object], weights: Mapping[str, float], *, hint=None) -> dict[str, object]:
     p, (ours, theirs) = parameters, hint or pair.hint
     return {"KL": KL(round(1 - weights["KL"], 6), weights["KL"], p["tau"]), "Hint": Hint(1, weights["Hint"], ours, theirs),
-            "CRD": CRD(1, weights["CRD"], p["tau_crd"], p["negatives"], pair.student_layers.flatten, pair.teacher_layers.flatten)}
+            "CRD": CRD(1, weights["CRD"], p["tau_crd"], p["negatives"], pair.student_layers.flatten, pair.teacher_layers.flatten, positive=p["crd_positive"])}
 
 
 def choice(pair: Pair, parameters: Mapping[str, object]) -> str:

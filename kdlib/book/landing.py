@@ -277,7 +277,7 @@ def page(every: list[Row], found: dict[str, Results], folder: str) -> str:
         if own := _own(found):
             lines.append(f"- **And more than students of other teachers that were trained like its own** (asked on digits, where each seed has a teacher): {own}. "
                          "Of errors and boundaries, only that is shown to come from one very teacher.")
-    lines += [f"- {text}" for text in (_verdicts(found), _stand_in(found)) if text]
+    lines += [f"- {text}" for text in (_variant(found), _verdicts(found), _stand_in(found)) if text]
     lines += ["", "::::{dropdown} The numbers of this figure, and what they rest on", *_numbers(every, "twin", "independent twin")]
     lines += _numbers(every, "control", "twin of teacher T\\*") if any(row.control for row in every) else []
     chapters, slugs = sources(), dict.fromkeys(row.of.chapter for row in every)
@@ -337,6 +337,14 @@ def _verdicts(found: dict[str, Results]) -> str:
     parts = [f"{tested.count(word)} {word}" for word in order if word in tested]
     return (f"**The paper's claims**, of which this edition tests {len(tested)}: {listed(parts, '')}. A verdict is computed from intervals and "
             "judges direction; {doc}`statistics` defines the words.")
+
+
+def _variant(found: dict[str, Results]) -> str:
+    """Which chapters ran another CRD than the authors'."""
+    slugs = [slug for slug in found if found[slug].provenance["parameters"].get("crd_positive") == "current"]
+    chapters = listed([f"{{doc}}`chapters/{slug}`" for slug in slugs], "")
+    return (f"**CRD is a variant** in {chapters}: it has a shortcut, which those pages describe, so its numbers do not speak for the authors' CRD, and no claim about it "
+            "is judged there.") if slugs else ""
 
 
 def _stand_in(found: dict[str, Results]) -> str:

@@ -158,6 +158,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) ->
                 f'<caption>{title}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></div>')
 
 
+def crd_variant(positive: str, *, whole: bool = False) -> str:
+    """What a page says of CRD students whose positive was not the memory's entry (parameter `crd_positive`), with `whole` the reason too; else ''."""
+    if positive == "bank":
+        return ""
+    if whole:
+        return ("\n\n**CRD on this page is a variant**: it draws an image to the other network's *present* feature of it, while its negatives come from a memory that lags behind. "
+                "The fresh one can be told from the stale ones without a look at the image, as the chapter on the three methods shows, so a student can lower this loss and learn "
+                "little from its teacher. The authors' CRD draws to the memory's own entry (`crd_positive=bank`). No claim about CRD is judged here.")
+    return "(CRD is a variant here, with a shortcut; *What was done* says which. Its numbers do not speak for the authors' CRD.)"
+
+
 def folded(summary: str, made: HTML) -> HTML:
     """What a reader opens to see; on paper it is open."""
     return HTML(f'<details class="kdlib-folded"><summary>{html.escape(summary)}</summary>{made.data}</details>')

@@ -48,7 +48,7 @@ def choose(parameters: dict[str, object], *, seeds: int, jobs: int | None, say: 
         alone = round(np.mean([accuracy["Ind", None, s] for s in range(seeds)]).item(), 4)
         found = {"pair": pair.name, "chosen": {m: float(max(by, key=by.get)) for m, by in means.items()}, "held-out accuracy": {"Ind": alone, **means},
                  "held-out pictures": len(label), "seeds": seeds,
-                 "parameters": {n: parameters[n] for n in ("source", "size", "limit", "epochs", "teacher_epochs", "batch", "tau", "tau_crd", "negatives")},
+                 "parameters": {n: parameters[n] for n in ("source", "size", "limit", "epochs", "teacher_epochs", "batch", "tau", "tau_crd", "negatives", "crd_positive")},
                  "device": name, "dtype": dtype, "torch": version("torch"), "date": datetime.date.today().isoformat()}
         _keep({**images.read_choices(), where: found})
         say(f"{pair.name}: {_words(found)}")

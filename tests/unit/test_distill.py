@@ -1,9 +1,12 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdlib.distill import KL, Alone, Hint, Regressor
+from kdlib import losses
+from kdlib.distill import CRD, KL, Alone, Hint, Regressor
 from kdlib.store import describe, key
 
 LABELS = torch.tensor([0, 2, 1, 1])
@@ -117,6 +120,56 @@ def test_a_hint_can_be_learnt_below_zero():
         value.backward()
         optimizer.step()
     assert value.item() < 0.6 < target.square().mean().item()
+
+
+@pytest.mark.parametrize("positive", ["bank", "current"])
+def test_crd_scores_both_ways_against_banks_that_follow_by_half(positive):
+    """Two steps with heads that stay as they are: Eq. 3 in both directions, and where the positive comes from."""
+    idx, labels = torch.tensor([0, 3]), torch.arange(6) % 3
+    filled, now = [[F.normalize(draw(n, 4, seed=seed), dim=1) for seed in seeds] for n, seeds in ((6, (1, 2)), (2, (3, 4)))]
+    loss = CRD(0.5, 2.0, 0.2, 8, "a", "b", positive=positive).build((4,), (4,))
+    loss.heads = nn.ModuleList([nn.Identity(), nn.Identity()])
+    loss.fill(*filled, labels)
+    logits, banks = draw(2, 3, seed=5), [bank.clone() for bank in filled]
+    for _ in range(2):
+        positives = now if positive == "current" else [bank[idx] for bank in banks]
+        contrast = sum(losses.crd(now[a], positives[b], banks[b], labels[idx][:, None] != labels, tau=0.2, n=8, z=loss.z[b]) for a, b in ((0, 1), (1, 0)))
+        wanted = 0.5 * F.cross_entropy(logits, labels[idx]) + 2 * contrast
+        assert loss(logits, labels[idx], *now, idx).item() == pytest.approx(wanted.item(), rel=1e-6)
+        for bank, feature in zip(banks, now):
+            bank[idx] = F.normalize(bank[idx] / 2 + feature / 2, dim=1)
+
+
+@pytest.mark.parametrize("form", ["exact", "sampled"])
+def test_crd_learns_nothing_from_features_that_say_nothing(form):
+    """All images have the same features, so no score is better than the same h for all: log(N + 1) + N log(1 + 1/N) a direction.
+    A positive that is fresher than the negatives is told from them by heads that move, and by nothing in the images."""
+    n, blind, labels = 32, torch.ones(256, 8), torch.arange(256) % 4
+
+    def lowest(positive):
+        torch.manual_seed(0)
+        loss = CRD(0.0, 1.0, 0.1, n, "a", "b", dim=16, form=form, positive=positive).build((8,), (8,))
+        loss.fill(blind, blind, labels)
+        optimizer, epochs = torch.optim.SGD(loss.parameters(), lr=0.01, momentum=0.9), []
+        for _ in range(10):
+            epochs.append(0.0)
+            for idx in torch.randperm(256).split(32):
+                value = loss(torch.zeros(32, 4), labels[idx], blind[idx], blind[idx], idx)
+                optimizer.zero_grad()
+                value.backward()
+                optimizer.step()
+                epochs[-1] += value.item() / 8
+        return min(epochs)
+
+    uninformed = 2 * (math.log(n + 1) + n * math.log(1 + 1 / n))
+    assert lowest("bank") > uninformed - 0.05 and lowest("current") < uninformed / 2
+
+
+@pytest.mark.parametrize("change, message", [(dict(form="some"), "CRD: form is exact, sampled or printed, not 'some'"),
+                                             (dict(positive="fresh"), "CRD: positive is bank or current, not 'fresh'")])
+def test_crd_refuses_what_it_does_not_know(change, message):
+    with pytest.raises(ValueError, match=message):
+        CRD(1.0, 1.0, 0.1, 8, "a", "b", **change)
 
 
 @pytest.mark.parametrize("objective", [Alone(), KL(1.0, 0.9, 4.0), Hint(1.0, 2.0, "a", "b")])
