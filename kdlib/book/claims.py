@@ -214,8 +214,6 @@ def verdict(claim: Claim, results: Results) -> dict:
     settled = {where: settle(claim, row) for where, row in rows.items()}
     settled |= {where: "void" for where, row in rows.items() if claim.above
                 and drowned(results, row["condition"], claim.above, pair=row["pair"], domain=row["domain"], measure=row["measure"])}
-    if variant:
-        settled = dict.fromkeys(rows, "void")
     told = set(settled.values()) - {"void"}
     if not real:
         word = "not tested (not the paper's data)"
@@ -262,6 +260,8 @@ def in_words(judgement: dict) -> str:
     settled, told = judgement["settled"], [word for word in judgement["settled"].values() if word != "void"]
     borne = [where for where, word in settled.items() if word == "yes"]
     stand = [where for where in borne if judgement["holm"][where] <= 0.05]
+    if judgement["verdict"].startswith("not tested"):
+        return judgement["verdict"]
     notes = [f"{len(borne)} of {len(told)}"] * (len(told) > 1) + [f"clear after Holm's correction in {len(stand)} of {len(told)}"] * (
         judgement["claim"].side != 0 and len(stand) < len(borne) and judgement["verdict"].split()[0] != "not")
     return judgement["verdict"] + (f" ({'; '.join(notes)})" if notes else "")
