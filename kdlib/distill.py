@@ -100,6 +100,8 @@ class Hint:
 
     def __post_init__(self):
         _floats(self, "gamma", "beta")
+        if self.form not in ("mean", "printed"):
+            raise ValueError(f"Hint: form is mean or printed, not {self.form!r}")
 
     def build(self, student_shape, teacher_shape) -> nn.Module:
         return _Hint(self, student_shape, teacher_shape)

@@ -73,8 +73,7 @@ def crd(student: Tensor, teacher: Tensor, bank: Tensor, negative: Tensor, *, tau
     A row without negatives is a ValueError: so is a shape that does not fit.
     """
     positive, others = _crd_terms("crd", student, teacher, bank, tau=tau, offset=math.log(n / len(bank)) + math.log(z))
-    count = negative.sum(1)
-    if negative.shape != others.shape or not count.all():
+    if negative.shape != others.shape or not (count := negative.sum(1)).all():
         raise ValueError(f"crd: negative must be {tuple(others.shape)} with a negative in each row, got {tuple(negative.shape)}")
     return (positive + n / count * (others * negative).sum(1)).mean()
 
@@ -91,8 +90,8 @@ def crd_normalizer(features: Tensor, bank: Tensor, *, tau: float) -> float:
 
     For a random isotropic bank and large D tau^2 it is near M e^(1 / (2 D tau^2)); a bank of real features has another one.
     """
-    logits = _wide(features) @ _wide(bank).T / tau
-    return math.exp(torch.logsumexp(logits.flatten().double(), 0).item() - math.log(len(features)))
+    parts = [torch.logsumexp((_wide(rows) @ _wide(bank).T / tau).flatten().double(), 0) for rows in features.split(100)]
+    return math.exp(torch.logsumexp(torch.stack(parts), 0).item() - math.log(len(features)))
 
 
 def _crd_terms(name: str, student: Tensor, teacher: Tensor, others: Tensor, *, tau: float, offset: float) -> tuple[Tensor, Tensor]:
@@ -103,6 +102,8 @@ def _crd_terms(name: str, student: Tensor, teacher: Tensor, others: Tensor, *, t
     _same_shape(name, student, teacher, dims=2)
     if not tau > 0:
         raise ValueError(f"{name}: tau must be positive, got {tau}")
+    if others.ndim not in (2, 3) or others.shape[-1] != student.shape[1] or others.ndim == 3 and len(others) != len(student):
+        raise ValueError(f"{name}: {tuple(others.shape)} does not go with features {tuple(student.shape)}")
     s, t, o = _wide(student), _wide(teacher), _wide(others)
     negatives = s @ o.T if o.ndim == 2 else (o @ s[:, :, None]).squeeze(2)
     return F.softplus(offset - (s * t).sum(1) / tau), F.softplus(negatives / tau - offset)

@@ -215,6 +215,8 @@ class Maps(Measure):
     def __post_init__(self):
         if self.method not in ("gradcam", "integrated") or (self.method == "integrated") != (self.layer is None):
             raise ValueError(f"maps: method is gradcam, at a layer, or integrated, without one; not {self.method!r} at {self.layer!r}")
+        if (self.layer or "").endswith(":input"):
+            raise ValueError(f"maps: a map is one of a layer's output, not of {self.layer!r}")
 
     def of(self, net: torch.nn.Module) -> torch.Tensor:
         """The maps as they are, float32."""
@@ -253,10 +255,6 @@ class MapCosine(Measure):
     def __post_init__(self):
         if any(getattr(self.maps, name) != getattr(self.teacher, name) for name in ("data", "domain", "items", "method")):
             raise ValueError("map cosine: the two maps are not of the same images by the same method")
-
-    @property
-    def runs(self):
-        return self.maps.run, self.teacher.run
 
     def compute(self, net, teacher):
         ours, theirs = self.maps.of(net), self._of_teacher(teacher)

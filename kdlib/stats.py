@@ -135,7 +135,7 @@ def effect(student: ArrayLike, reference: ArrayLike, teacher: ArrayLike | None =
     transfer, flag = (None, None, None), None
     if len(s) < 3:
         flag = "fewer than 3 seeds"
-    elif whole.se <= 1e-9 * abs(whole.mean):  # zero but for rounding
+    elif whole.se <= 1e-9 * max(np.abs(s).max(), np.abs(r).max()):  # zero but for rounding
         flag, whole, seeds = "no spread", *(replace(i, low=None, high=None, p=None) for i in (whole, seeds))
     elif gap is not None and not _interval(gap, level).excludes_zero:
         flag = "student only" if whole.excludes_zero else "no teacher gap"
@@ -170,8 +170,10 @@ def own_teacher(table: ArrayLike, *, level: float = 0.95) -> Interval:
     if n < 3:
         return Interval(delta, None, None, float("nan"), df, None)
     se = float(d.std(ddof=1) * np.sqrt((n - 1) / (n - 2) / n))
+    if se <= 1e-9 * np.abs(a).max():  # no spread but rounding
+        return Interval(delta, None, None, se, df, None)
     half = float(_quantile(level, df)) * se
-    return Interval(delta, delta - half, delta + half, se, df, float(2 * student_t.sf(abs(delta) / se, df)) if se > 0 else float(delta == 0))
+    return Interval(delta, delta - half, delta + half, se, df, float(2 * student_t.sf(abs(delta) / se, df)))
 
 
 def partial_correlation(x: ArrayLike, y: ArrayLike, given: ArrayLike) -> float:

@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -166,17 +166,20 @@ def stream(seed: str, name: str) -> int:
 @contextmanager
 def repeatable(device: str):
     """The same sums each time: one thread on a CPU (their order depends on it), deterministic kernels on a GPU."""
-    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    threads, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    strict, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     try:
         if device == "cpu":
             torch.set_num_threads(1)
         else:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.backends.cudnn.allow_tf32 = False  # float32 is float32
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(strict)
+        torch.backends.cudnn.allow_tf32 = tf32
+        torch.use_deterministic_algorithms(strict, warn_only=warn)
 
 
 @contextmanager
@@ -215,7 +218,7 @@ def fit(run: Run, teacher: nn.Module | None = None) -> tuple[nn.Module, dict]:
         order, augment = (torch.Generator().manual_seed(stream(run.seed, name)) for name in ("order", "augment"))
         targets = _targets(run, teacher, data, shapes[1], autocast)
         history = []
-        with seeded(stream(run.seed, "dropout"), run.device), taps(student, *_layers(run.objective)) as seen:
+        with seeded(stream(run.seed, "dropout"), run.device), taps(student, *filter(None, [run.objective.student_layer])) as seen:
             for epoch in range(run.schedule.epochs):
                 parameters, indices = data.draw(augment), torch.randperm(data.n, generator=order).to(device)
                 steps = []
@@ -253,13 +256,10 @@ def finish(run: Run, store: Store) -> nn.Module:
                 weights = {n: t.detach().cpu().contiguous().numpy() for n, t in net.state_dict().items()}
                 store.write("run", run.describe(), weights, info | taught_by)
                 return net
-    net = run.model.build()
+    with seeded(0, run.device):  # whatever weights it starts from, here or in a file, are replaced
+        net = replace(run.model, weights=None, file=None).build()
     net.load_state_dict({n: torch.from_numpy(a) for n, a in entry.arrays.items()})
     return net.to(run.device, memory_format=torch.channels_last).eval()
-
-
-def _layers(objective) -> list[str]:
-    return [objective.student_layer] if objective.student_layer else []
 
 
 @torch.no_grad()

@@ -145,12 +145,12 @@ def _draw(suite: Scenes, split: str, domain: str, device: str) -> Drawn:
         light = 0.75 + 0.25 * hand[:, 0]
         back_hue, back_colour = (colour.float() / suite.classes, 0.75) if domain == "stylized" else (hand[:, 1], 0.2)
         dark = (0.35 * (hand[:, 2] > 0.5).float())[:, None, None]  # of the background
-        front = _paint(0.35 + 0.65 * inside, (colour.float() + 0.5 * (hand[:, 3] - 0.5)) / suite.classes, 0.3 + 0.6 * hand[:, 5])
         back = _paint(0.55 - dark + 0.35 * outside, back_hue, back_colour)
-        if domain != "stylized":
-            back = torch.where(hand[:, 4, None, None, None] < PAPER, 0.95, back)
         if domain == "stylized":  # one palette, so what is left to see the object by is its light
             front = _paint(0.15 + dark + 0.5 * inside, back_hue, back_colour)
+        else:
+            front = _paint(0.35 + 0.65 * inside, (colour.float() + 0.5 * (hand[:, 3] - 0.5)) / suite.classes, 0.3 + 0.6 * hand[:, 5])
+            back = torch.where(hand[:, 4, None, None, None] < PAPER, 0.95, back)
         image = light[:, None, None, None] * (mask[:, None] * front + (1 - mask[:, None]) * back)
     pixels = (255 * image.clamp(0, 1)).round().byte().permute(0, 2, 3, 1).contiguous()
     return Drawn(pixels, labels, mask, texture)
@@ -298,7 +298,7 @@ def _textures(split: str) -> tuple[Tensor, ...]:
         picture = F.avg_pool2d(picture[None], step)[0]
         along = picture.shape[1] >= picture.shape[0]
         cut = max(picture.shape) // 2
-        first, rest = (slice(None, cut), slice(cut, None)) if split == "train" else (slice(cut, None), slice(None, cut))
+        first = slice(None, cut) if split == "train" else slice(cut, None)
         parts.append(picture[:, first] if along else picture[first])
     return tuple(parts)
 

@@ -28,7 +28,7 @@ def ifgsm(net: nn.Module, x: Tensor, y: Tensor, *, eps: float | Sequence[float],
     the first gradient, at x itself, serves them all. No gradient is taken in the network's parameters, and none is left
     behind. ValueError for pixels outside [0, 1], and for a network in train mode.
     """
-    if net.training:
+    if any(module.training for module in net.modules()):
         raise ValueError("ifgsm: the network is in train mode; call net.eval() first")
     sizes = [float(e) for e in np.atleast_1d(eps)]
     lengths = [float(s) for s in np.atleast_1d(step)] if np.ndim(step) else [float(step)] * len(sizes)

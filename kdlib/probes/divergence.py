@@ -14,7 +14,7 @@ def kl(student: nn.Module, teacher: nn.Module, x: Tensor, *, batch: int = 500) -
     Images x (n, channels, height, width). The teacher-student KL of Stanton et al. (2021), item by item; unlike agreement
     it sees how sure both are. A network in train mode is a ValueError.
     """
-    if student.training or teacher.training:
+    if any(module.training for net in (student, teacher) for module in net.modules()):
         raise ValueError("kl: a network is in train mode; call net.eval() first")
     rows = []
     for part in x.split(batch):

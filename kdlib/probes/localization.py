@@ -111,7 +111,7 @@ def energy(maps: Tensor, masks: Tensor) -> Tensor:
 
     Maps (n, h, w); masks (n, H, W), bool or shares of a pixel in [0, 1], at least as fine: a cell counts by the share of its
     area inside, by adaptive average pooling. NaN where no cell is positive. A map that is the same everywhere has the mask's share
-    of the image. ValueError for other shapes.
+    of the image (nearly so where the mask's rows are no multiple of the map's). ValueError for other shapes.
     """
     maps = _positive(maps, masks)
     inside = F.adaptive_avg_pool2d(masks.double(), tuple(maps.shape[1:]))

@@ -165,11 +165,14 @@ def test_crd_learns_nothing_from_features_that_say_nothing(form):
     assert lowest("bank") > uninformed - 0.05 and lowest("current") < uninformed / 2
 
 
-@pytest.mark.parametrize("change, message", [(dict(form="some"), "CRD: form is exact, sampled or printed, not 'some'"),
-                                             (dict(positive="fresh"), "CRD: positive is bank or current, not 'fresh'")])
-def test_crd_refuses_what_it_does_not_know(change, message):
+@pytest.mark.parametrize("make, message", [
+    (lambda: CRD(1.0, 1.0, 0.1, 8, "a", "b", form="some"), "CRD: form is exact, sampled or printed, not 'some'"),
+    (lambda: CRD(1.0, 1.0, 0.1, 8, "a", "b", positive="fresh"), "CRD: positive is bank or current, not 'fresh'"),
+    (lambda: Hint(1.0, 1.0, "a", "b", form="sum"), "Hint: form is mean or printed, not 'sum'"),
+])
+def test_objectives_refuse_what_they_do_not_know(make, message):
     with pytest.raises(ValueError, match=message):
-        CRD(1.0, 1.0, 0.1, 8, "a", "b", **change)
+        make()
 
 
 @pytest.mark.parametrize("objective", [Alone(), KL(1.0, 0.9, 4.0), Hint(1.0, 2.0, "a", "b")])

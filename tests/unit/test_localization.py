@@ -493,6 +493,8 @@ def test_maps_that_cannot_be_are_refused():
     for layer, method in ("conv2", "integrated"), (None, "gradcam"), ("conv2", "cam"):
         with pytest.raises(ValueError, match="maps: method is gradcam, at a layer, or integrated, without one"):
             Maps(RUN, SUITE, "color", layer, 5, method)
+    with pytest.raises(ValueError, match="maps: a map is one of a layer's output, not of 'conv2:input'"):
+        Maps(RUN, SUITE, "color", "conv2:input", 5)
     for change in dict(domain="M"), dict(items=6), dict(layer=None, method="integrated"), dict(data=Digits()):
         common = dict(run=RUN, data=SUITE, domain="color", layer="conv2", items=5)
         with pytest.raises(ValueError, match="not of the same images by the same method"):

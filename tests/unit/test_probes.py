@@ -124,5 +124,8 @@ def test_agreement_by_teacher_where_the_teacher_is_always_right_or_wrong():
 
 
 def test_predict_refuses_a_network_in_train_mode():
-    with pytest.raises(ValueError, match="train mode"):
-        predict(nn.Flatten().train(), torch.rand(2, 3, 4, 4))
+    part = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten()).eval()
+    part[0].train()  # as who thaws one stage would have it
+    for net in nn.Flatten().train(), part:
+        with pytest.raises(ValueError, match="train mode"):
+            predict(net, torch.rand(2, 3, 4, 4))

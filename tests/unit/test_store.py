@@ -102,7 +102,7 @@ OTHERS = {  # for each field of what makes up a run, other values that it may ha
             "weights": ["0" * 64, "1" * 64]},
     Adadelta: {"epochs": [11, 100], "batch": [32], "lr": [0.1, 1 + 1e-15]},
     KL: {"gamma": [0.9, 0.0], "alpha": [0.1, 0.8], "tau": [4.0, 8 + 1e-14]},
-    Hint: {"gamma": [2.0], "beta": [1.0, 2.5], "student_layer": ["conv1"], "teacher_layer": ["conv1", "logits"], "form": ["half"]},
+    Hint: {"gamma": [2.0], "beta": [1.0, 2.5], "student_layer": ["conv1"], "teacher_layer": ["conv1", "logits"], "form": ["printed"]},
     CRD: {"gamma": [0.5], "beta": [0.5], "tau": [0.07, 0.2], "n": [64], "student_layer": ["conv2"], "teacher_layer": ["conv2"],
           "dim": [64], "momentum": [0.9], "form": ["sampled", "printed"], "positive": ["current"]},
     Alone: {},

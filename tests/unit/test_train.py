@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -203,6 +204,18 @@ def test_several_processes_equal_one(tmp_path):
     lines.clear()
     again = complete(measures, many, jobs=2, progress=lines.append)
     assert not lines and all(np.array_equal(again[m][k], got[m][k]) for m in measures for k in got[m])
+
+
+def test_a_finished_run_needs_no_file_of_weights_and_draws_no_random_numbers(tmp_path):
+    start = models.network("mnistnet", size=16, classes=10).build()
+    file = tmp_path / "start.safetensors"
+    safetensors.torch.save_file(start.state_dict(), file)
+    run, store = dataclasses.replace(ALONE, model=models.network(f"mnistnet@{file}", size=16, classes=10), schedule=Adadelta(0)), Store(tmp_path / "store")
+    finish(run, store)
+    file.unlink()
+    state = torch.get_rng_state()
+    again = finish(run, store)
+    assert torch.equal(torch.get_rng_state(), state) and same(weights(again), weights(start))
 
 
 def test_measurements_alone_need_no_run(tmp_path):
