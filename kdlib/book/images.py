@@ -128,9 +128,9 @@ class Images:
         return read_choices()
 
 
-def accuracies(images: Images, results: Results, methods: Sequence[str], paper: Mapping[str, tuple] = TABLE_5, teacher: str = "plain") -> HTML:
+def accuracies(images: Images, results: Results, methods: Sequence[str], paper: Mapping[str, tuple] = TABLE_5, saw: str = "the pictures as they are") -> HTML:
     """Each pair's accuracy on the domain that all saw, and what distillation gains, beside the rows of the paper's Table 5 whose teacher is T.
-    Only what was recorded under no condition counts. `teacher` says what T is."""
+    Only what was recorded under no condition counts. `saw` says what T learned from."""
     rows, seen = [], images.suite.seen
     for pair in images.pairs:
         where = dict(pair=pair.name, domain=seen, measure="accuracy", condition={})
@@ -142,7 +142,7 @@ def accuracies(images: Images, results: Results, methods: Sequence[str], paper: 
             rows.append([pair.name, f"paper, {like}", *[text.share(theirs.get(m)) + (text.typeset(f" ({100 * (theirs[m] - theirs['Ind']):+.1f})")
                          if m in ("KL", "Hint", "CRD") and m in theirs else "") for m in methods]])
     return text.table(["pair", "source", *[f"{figures.name(m)}, %" for m in methods]], rows,
-                      f"Accuracy on {seen}, in brackets minus Ind in points with 95 % intervals; T is the {teacher} teacher; the paper's is top-1 on ImageNet (Table 5)")
+                      f"Accuracy on {seen}, in brackets minus Ind in points with 95 % intervals; T learned from {saw}; the paper's is top-1 on ImageNet (Table 5)")
 
 
 def recipes(images: Images) -> HTML:

@@ -132,8 +132,8 @@ def would_have_found(effects: Sequence[dict]) -> str:
     if not sizes:
         return ""
     ends = list(dict.fromkeys("more than 100" if size > 100 else f"{size:.{1 if size < 10 else 0}f}" for size in (sizes[0], sizes[-1])))
-    return (f"Where the interval holds zero, this run would have shown an effect of {' to '.join(ends)}\N{NO-BREAK SPACE}points four times out of five; "
-            "more seeds would show smaller ones.")
+    return (f"Where the interval holds zero, this run would have shown an effect of {' to '.join(ends)}\N{NO-BREAK SPACE}points four times out of five, "
+            "if seeds scatter as they did; more seeds would show smaller ones.")
 
 
 def _cell(text: str) -> str:
@@ -201,7 +201,8 @@ def settings(slug: str) -> HTML:
             for p in chapter.parameters.values()]
     minutes = [chapter.facts["minutes"].get(name) for name in profiles]
     rows.append(["time", "first run, about", *[f"{m:g} min" if m else "not measured" for m in minutes]])
-    return table(["parameter", "meaning", *profiles], rows, "Settings by profile; times on 2 CPU cores (gpu, paper: one GPU)")
+    on_gpu = [name for name in profiles if name in ("gpu", "paper")]
+    return table(["parameter", "meaning", *profiles], rows, "Settings by profile; times on 2 CPU cores" + (f" ({', '.join(on_gpu)}: one GPU)" if on_gpu else ""))
 
 
 def provenance(results: Results) -> HTML:

@@ -129,7 +129,7 @@ def test_what_a_run_would_have_found():
     [row] = results([("p->q", "d", 0.0, {})]).effects
     one = 100 * 0.01 * (6 / 5) ** 0.5 / 6**0.5 * (2.570582 + 0.919544)  # t of 5 degrees of freedom, at 97.5 and 80 %, over seeds that scatter by 1 point
     assert 100 * smallest(row) == pytest.approx(one)
-    words = "Where the interval holds zero, this run would have shown an effect of {}\u00a0points four times out of five; more seeds would show smaller ones."
+    words = "Where the interval holds zero, this run would have shown an effect of {}\u00a0points four times out of five, if seeds scatter as they did; more seeds would show smaller ones."
     assert text.would_have_found([row]) == text.would_have_found([row, row]) == words.format(f"{one:.1f}")
     assert text.would_have_found([row | {"se": 20 * row["se"]}, row]) == words.format(f"{one:.1f} to {20 * one:.0f}")
     assert text.would_have_found([row | {"se": 1000 * row["se"]}, row]) == words.format(f"{one:.1f} to more than 100")
