@@ -256,8 +256,8 @@ def finish(run: Run, store: Store) -> nn.Module:
                 weights = {n: t.detach().cpu().contiguous().numpy() for n, t in net.state_dict().items()}
                 store.write("run", run.describe(), weights, info | taught_by)
                 return net
-    with seeded(0, run.device):  # whatever weights it starts from, here or in a file, are replaced
-        net = replace(run.model, weights=None, file=None).build()
+    with seeded(0, run.device):  # whatever weights it starts from, drawn here or read from a file, are replaced
+        net = (replace(run.model, weights=None, file=None) if isinstance(run.model, Model) else run.model).build()
     net.load_state_dict({n: torch.from_numpy(a) for n, a in entry.arrays.items()})
     return net.to(run.device, memory_format=torch.channels_last).eval()
 

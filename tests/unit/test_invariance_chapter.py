@@ -96,8 +96,8 @@ def test_accuracies_pass_over_what_was_recorded_under_a_condition():
     results = Results("invariance", FACTS)
     for condition, share in ({}, 0.5), ({"depth": "stage1"}, 1.0):
         results.record(np.full((3, 10), share), [0, 1, 2], pair="resnet50->resnet18", domain="photo", method="Ind", measure="accuracy", condition=condition)
-    table = images.accuracies(Study, results, ["T", "Ind"], paper=images.TABLE_5_COLOUR, teacher="recoloured").data
-    assert "<td>50.0</td>" in table and "<td>75.3</td><td>70.0</td>" in table and "T is the recoloured teacher" in table
+    table = images.accuracies(Study, results, ["T", "Ind"], paper=images.TABLE_5_COLOUR, saw="recoloured pictures").data
+    assert "<td>50.0</td>" in table and "<td>75.3</td><td>70.0</td>" in table and "T learned from recoloured pictures" in table
 
 
 # the claims

@@ -205,12 +205,12 @@ def test_an_attack_has_an_eps_or_a_rate(settings):
 
 
 def test_whose_rate_cannot_be_reached_says_so(crafted):
-    def blind(x):
-        return (x.flatten(1)[:, :10] * 0).requires_grad_()
+    class Blind(torch.nn.Module):
+        def forward(self, x):
+            return (x.flatten(1)[:, :10] * 0).requires_grad_()
 
-    blind.training = False
     with pytest.raises(ValueError, match="calibrate: .* ask for a lower rate, or name an eps"):
-        FOUND.draw("cpu", blind)
+        FOUND.draw("cpu", Blind().eval())
 
 
 def test_the_pictures_are_those_that_the_networks_see(crafted):
