@@ -192,17 +192,20 @@ def _of_pair(values: dict, row: dict, default=None):
     return values.get(paper_pair(row["pair"]), values.get(row["domain"], default))
 
 
+def variant(method: str, results: Results) -> bool:
+    """Whether these students are of another objective than the paper's: of a CRD whose positive is not the memory's (`kdlib.distill.CRD`)."""
+    return method.rstrip("*") == "CRD" and results.provenance["parameters"].get("crd_positive") != "bank"
+
+
 def verdict(claim: Claim, results: Results) -> dict:
     """The claim's verdict with what it rests on, by domain, or by domain and pair where the run has several pairs.
 
-    Only the paper's data, or photographs in their place, earn one; drawn or stand-in data say `not tested`, and so does CRD whose
-    positive is not the memory's (`kdlib.distill.CRD`). Nor does a setting count that its baseline drowns (`settled`: "void").
+    Only the paper's data, or photographs in their place, earn one; drawn or stand-in data say `not tested`, and so does a `variant`. Nor does a setting count that its baseline drowns (`settled`: "void").
 
     What the paper only argues cannot be replicated: it is supported or not.
     """
     given = results.provenance["parameters"]
     real = all(given.get(name) in value if isinstance(value, tuple) else given.get(name) == value for name, value in claim.data.items())
-    variant = claim.method == "CRD" and given.get("crd_positive") != "bank"
     found = [row for d in claim.domains for row in results.matching(method=claim.method, reference=claim.reference, measure=claim.measure, domain=d)
              if claim.condition in (None, row["condition"]) and (claim.families is None or paper_pair(row["pair"]) in claim.families)]
     if not found:
@@ -217,7 +220,7 @@ def verdict(claim: Claim, results: Results) -> dict:
     told = set(settled.values()) - {"void"}
     if not real:
         word = "not tested (not the paper's data)"
-    elif variant:
+    elif variant(claim.method, results):
         word = "not tested (a variant of CRD)"
     elif not told:
         word = "not tested (noise of the same size does as much)"

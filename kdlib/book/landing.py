@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 
 from kdlib.book import ROOT, figures
 from kdlib.book.chapters import sources
-from kdlib.book.claims import CLAIMS, Claim
+from kdlib.book.claims import CLAIMS, Claim, variant
 from kdlib.book.headline import against_control, basis, judge
 from kdlib.book.results import Results
 from kdlib.book.text import count, gains, listed, pairs, points
@@ -125,12 +125,18 @@ def _several(every: list[Row]) -> bool:
 
 
 def _effects(of: Property, found: dict[str, Results]) -> Iterator[tuple[Claim, dict]]:
-    """The claims about a property, each with its effects against independent students."""
+    """The claims about a property, each with its effects against independent students; those of a variant are in its chapter alone."""
     for claim in CLAIMS if of.chapter in found else ():
-        if (claim.chapter, claim.measure) == (of.chapter, of.measure) and claim.method in METHODS and claim.reference in ("Ind", "Ind2"):
+        if (claim.chapter, claim.measure) == (of.chapter, of.measure) and claim.method in METHODS and claim.reference in ("Ind", "Ind2") \
+                and not variant(claim.method, found[of.chapter]):
             if judgement := judge(claim, found[of.chapter]):
                 yield from ((claim, effect) for where, effect in judgement["rows"].items()
                             if effect["effect"] is not None and judgement["settled"][where] != "void")
+
+
+def _methods(every: list[Row]) -> list[str]:
+    """Those that have effects here."""
+    return [m for m in METHODS if any(m in row.twin for row in every)]
 
 
 def handed_on(every: list[Row], method: str, *panels: str) -> tuple[list[Property], int]:
@@ -179,8 +185,10 @@ def draw(every: list[Row], found: dict[str, Results]) -> Figure:
     height, first = max(bottom for _, bottom in blocks.values()), {of: names[0] for of, names in _pairs(every).items()}
     values = [effect["effect"] for row in every for panel in (row.twin, row.control) for effect in panel.values()]
     low, high = min(0, *values) - 0.12, max(0, *values) + 0.12
-    figure, axes = plt.subplots(1, len(METHODS), figsize=(figures.WIDTH, 1.6 + 0.155 * height), sharex=True, sharey=True)
-    for axis, method in zip(axes, METHODS):
+    methods = _methods(every)
+    figure, axes = plt.subplots(1, len(methods), figsize=(figures.WIDTH, 1.6 + 0.155 * height), sharex=True, sharey=True, squeeze=False)
+    axes = axes[0]
+    for axis, method in zip(axes, methods):
         for of in [] if _nothing(every, found) else handed_on(every, method, "twin")[0]:
             axis.axhspan(*blocks[of], color=figures.marker(method)["color"], alpha=0.14, linewidth=0)
         for top, _ in blocks.values():
@@ -250,7 +258,7 @@ def _interval(axis, line: float, effect: dict, style: dict, low: float, high: fl
 
 
 CAPTION = """\
-What a distilled student takes over, in percentage points, by three methods. Filled: the student minus its independent twin (same initial
+What a distilled student takes over, in percentage points, by method. Filled: the student minus its independent twin (same initial
 weights, same images, no teacher; where maps are compared, minus a second independent student). Hollow: minus the same student of T\\*, a
 teacher without the property, or another one where every teacher has it. Bars are 95 % intervals over seeds and test items,
 in the chapters on images of one teacher for all seeds of a pair; an arrow means that the interval goes on. {pairs}Shaded: the property counts as taken over, which it does if every filled bar of its block lies above
@@ -261,7 +269,7 @@ Where a property was measured on several pairs of networks, each has a line, nam
 large. """
 
 ALT = """\
-{title}. Three panels, one for each method; in each, for every property, setting and pair of networks, a difference in percentage points
+{title}. A panel for each method; in each, for every property, setting and pair of networks, a difference in percentage points
 with its 95 % interval: a student minus its independent twin, and minus its twin of teacher T*. {rows} Tables below hold every value."""
 
 
@@ -289,12 +297,13 @@ def page(every: list[Row], found: dict[str, Results], folder: str) -> str:
 
 def _numbers(every: list[Row], panel: str, minus: str) -> list[str]:
     """One kind of difference as a table. A property's name is shown once, and there for screen readers in each row."""
-    head = ["a student …", "where", *METHODS]
+    methods = _methods(every)
+    head = ["a student …", "where", *methods]
     lines = [f":::{{table}} A student minus its {minus}, in points, with 95 % intervals", f":name: table-found-{panel}", "",
              "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for of, group in groupby((row for row in every if getattr(row, panel)), lambda row: row.of):
         for n, row in enumerate(group):
-            cells = [points(getattr(row, panel)[m]).replace("\N{NO-BREAK SPACE}[", " [") if m in getattr(row, panel) else "–" for m in METHODS]
+            cells = [points(getattr(row, panel)[m]).replace("\N{NO-BREAK SPACE}[", " [") if m in getattr(row, panel) else "–" for m in methods]
             lines.append("| " + " | ".join([f'<span class="kdlib-again">{of.says}</span>' if n else of.says, _where(row, every), *cells]) + " |")
     return [*lines, ":::", ""]
 
@@ -320,7 +329,7 @@ def _own(found: dict[str, Results]) -> str:
     """'repeats its teacher's errors (KL on color and M), ...', or '' where nothing was asked."""
     said = []
     for (slug, measure), what in OWN.items():
-        rows = [row for row in found[slug].matching(measure=measure) if row["method"] in METHODS] if slug in found else []
+        rows = [row for row in found[slug].matching(measure=measure) if row["method"] in METHODS and not variant(row["method"], found[slug])] if slug in found else []
         if any(row["low"] is not None for row in rows):
             clear = {m: [row["domain"] for row in rows if row["method"] == m and gains(row)] for m in METHODS}
             said.append(f"{what} (" + ("; ".join(f"{m} on {listed(domains, '')}" for m, domains in clear.items() if domains) or "none shown") + ")")
@@ -341,10 +350,10 @@ def _verdicts(found: dict[str, Results]) -> str:
 
 def _variant(found: dict[str, Results]) -> str:
     """Which chapters ran another CRD than the authors'."""
-    slugs = [slug for slug in found if found[slug].provenance["parameters"].get("crd_positive") == "current"]
+    slugs = [slug for slug, results in found.items() if variant("CRD", results) and any(row["method"] == "CRD" for row in results.effects)]
     chapters = listed([f"{{doc}}`chapters/{slug}`" for slug in slugs], "")
-    return (f"**CRD is a variant** in {chapters}: it has a shortcut, which those pages describe, so its numbers do not speak for the authors' CRD, and no claim about it "
-            "is judged there.") if slugs else ""
+    return (f"**CRD is a variant** in {chapters}: it has a shortcut, which those pages describe. Its numbers stand there and do not speak for the authors' CRD, so they are left out "
+            "here, and no claim about CRD is judged by them.") if slugs else ""
 
 
 def _stand_in(found: dict[str, Results]) -> str:
