@@ -200,7 +200,8 @@ def variant(method: str, results: Results) -> bool:
 def verdict(claim: Claim, results: Results) -> dict:
     """The claim's verdict with what it rests on, by domain, or by domain and pair where the run has several pairs.
 
-    Only the paper's data, or photographs in their place, earn one; drawn or stand-in data say `not tested`, and so does a `variant`. Nor does a setting count that its baseline drowns (`settled`: "void").
+    Only the paper's data, or photographs in their place, earn one; drawn or stand-in data say `not tested`, and so does a `variant`. Nor does
+    a setting count that its baseline drowns (`settled`: "void").
 
     What the paper only argues cannot be replicated: it is supported or not.
     """
