@@ -57,7 +57,7 @@ def verdicts(judged: list[dict], section: str) -> HTML:
                                 "a verdict is on the claim as a whole, and about direction, not size").data
     many = [row for j in judged if len(j["rows"]) > FEW for row in _settings(j)]
     if many:
-        shown += folded(f"All {len(many)} settings of the claims that have more than {FEW}", table(header, many, f"Every setting of the claims that have more than {FEW}")).data
+        shown += folded(f"All {len(many)} settings of the claims with more than {FEW} of them", table(header, many, f"Every setting of the claims with more than {FEW} of them")).data
     return HTML(shown)
 
 
