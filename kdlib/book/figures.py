@@ -53,7 +53,8 @@ def arms(results: Results, *, measure: str, methods: list[str], domains: dict[st
 
     `domains` maps a domain's name in the results to what the panel's heading says; with `by="pair"` they are pairs, and so on.
     `where` selects among the results beyond that (domain="photo"). A method without results in a panel has an empty row there.
-    With `chance`, that value is marked, and bars are the 95 % intervals of the effects against the reference "chance".
+    With `chance`, that value is marked, and bars are the 95 % intervals of the effects against the reference "chance". Dashed lines are the means
+    of T and Ind, and with `chance` of Ind2.
     """
     figure, axes = plt.subplots(1, len(domains), figsize=(WIDTH, 1.3 + 0.36 * len(methods)), sharey=True)
     for axis, (domain, heading) in zip(np.atleast_1d(axes), domains.items()):
@@ -69,7 +70,7 @@ def arms(results: Results, *, measure: str, methods: list[str], domains: dict[st
                               solid_capstyle="butt")
             axis.plot(values, [row] * len(values), "o", color=marker(method)["color"], markersize=4, alpha=0.45, markeredgewidth=0)
             axis.plot(np.mean(values), row, **marker(method))
-            if method in ("T", "Ind"):
+            if method in ("T", "Ind") or (method == "Ind2" and chance is not None):
                 axis.axvline(np.mean(values), color=marker(method)["color"], linewidth=1, linestyle=(0, (4, 3)), zorder=0)
         _label(axis, heading, label, len(domains))
         axis.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.4g}")
