@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.optimize import brentq
+from scipy.stats import chi2, norm
 from scipy.stats import t as student_t
 
 
@@ -195,13 +197,17 @@ def partial_correlation(x: ArrayLike, y: ArrayLike, given: ArrayLike) -> float:
 def correlation(r: ArrayLike, *, level: float = 0.95) -> Interval:
     """Mean of correlations r (n,), one per seed, with Student's t interval on Fisher's z = artanh r (Fisher, 1921).
 
-    `mean`, `low` and `high` are correlations again, `se` is that of z. Raises ValueError unless -1 < r < 1 throughout.
+    `mean`, `low` and `high` are correlations again, `se` is that of z. Without spread there is no interval, as in `effect`.
+    Raises ValueError unless -1 < r < 1 throughout.
     """
     r = _table("correlation: r", r, (1,))[:, 0]
     if not (np.abs(r) < 1).all():
         raise ValueError("correlation: r must lie strictly between -1 and 1")
     z = over_seeds(np.arctanh(r), level=level)
-    return replace(z, mean=float(np.tanh(z.mean)), low=z.low and float(np.tanh(z.low)), high=z.high and float(np.tanh(z.high)))
+    mean = float(np.tanh(z.mean))
+    if z.low is None or z.se <= 1e-9 * np.abs(r).max():
+        return replace(z, mean=mean, low=None, high=None, p=None)
+    return replace(z, mean=mean, low=float(np.tanh(z.low)), high=float(np.tanh(z.high)))
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
@@ -223,7 +229,7 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
 def smallest_effect(interval: Interval, *, power: float = 0.8, level: float = 0.95) -> float | None:
     """The smallest true effect that a test at 1 - level would have found with this power, in the interval's units.
 
-        (t_{(1 + level)/2, df} + t_{power, df}) SE        (normal theory, quantiles of t)
+        theta SE, where P(|t_{df, theta}| > t_{(1 + level)/2, df}) = power        (noncentral t with noncentrality theta)
 
     None where the interval has no bounds. Raises ValueError unless power lies in [0.5, 1) and level in (0, 1).
     """
@@ -231,7 +237,10 @@ def smallest_effect(interval: Interval, *, power: float = 0.8, level: float = 0.
         raise ValueError(f"smallest_effect: power must lie in [0.5, 1), got {power}")
     if interval.low is None:
         return None
-    return float((_quantile(level, interval.df) + student_t.ppf(power, interval.df)) * interval.se)
+    bound = float(_quantile(level, interval.df))
+    halves = bound * np.sqrt(chi2.ppf((np.arange(4096) + 0.5) / 4096, interval.df) / interval.df)  # half widths, in true SE, of as likely studies
+    missed = lambda theta: power - (norm.cdf(theta - halves) + norm.cdf(-theta - halves)).mean()
+    return float(brentq(missed, 0, 100 * bound) * interval.se)
 
 
 # The core works on stacks of tables, (..., n, m). A measure without items is a table of one column: its item and

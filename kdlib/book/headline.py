@@ -60,7 +60,8 @@ def _rows(claim: Claim, judged: dict | None, results: Results) -> list[tuple[str
         return [(claim.says, "–", "–", "–", "–", f"not tested ({claim.needs})")]
     short = pairs(list(dict.fromkeys(row["pair"] for row in results.effects)))
     named = {where: where.replace(row["pair"], short[row["pair"]]) for where, row in judged["rows"].items()}
-    settings, beyond = judged["rows"], {where: against_control(claim, row, results) for where, row in judged["rows"].items()}
+    settings = judged["rows"]
+    beyond = {where: None if row is (control := against_control(claim, row, results)) else control for where, row in settings.items()}  # some claims are about the control
     if len(settings) > FEW:
         ends = [f(settings, key=lambda where: settings[where]["effect"]) for f in (min, max)]
         tried = [found for found in beyond.values() if found]

@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 
 from kdlib.book import ROOT, figures
 from kdlib.book.chapters import sources
-from kdlib.book.claims import CLAIMS, Claim, variant
+from kdlib.book.claims import CLAIMS, Claim, standing, variant
 from kdlib.book.headline import against_control, basis, judge
 from kdlib.book.results import Results
 from kdlib.book.text import count, gains, listed, pairs, points
@@ -141,14 +141,14 @@ def _methods(every: list[Row]) -> list[str]:
 
 def handed_on(every: list[Row], method: str, *panels: str) -> tuple[list[Property], int]:
     """The properties whose interval lies above zero in every pair and setting, in each of these panels ("twin", "control"); and the number
-    of those that have effects there."""
+    of those that have effects there (with "control": that have them in every pair and setting)."""
     tried: dict[Property, list[bool]] = {}
     for row in every:
         for panel in panels:
             if method in (effects := getattr(row, panel)):
                 tried.setdefault(row.of, []).append(gains(effects[method]))
     if "control" in panels:
-        tried = {of: clear for of, clear in tried.items() if any(row.of == of and method in row.control for row in every)}
+        tried = {of: clear for of, clear in tried.items() if all(method in row.control for row in every if row.of == of and method in row.twin)}
     return [of for of, clear in tried.items() if all(clear)], len(tried)
 
 
@@ -158,7 +158,7 @@ def tally(every: list[Row]) -> str:
     parts = [f"{len(which) or 'none'} of {of}{' properties' if m == METHODS[0] else ''} by {m}" for m, (which, of) in counts.items() if of]
     if not parts:
         return ""
-    return ("In every pair tested, students take over " if _several(every) else "Students take over ") + ", ".join(parts)
+    return ("In every pair that a claim is about, students take over " if _several(every) else "Students take over ") + ", ".join(parts)
 
 
 def _which(every: list[Row], *panels: str) -> str:
@@ -265,8 +265,8 @@ in the chapters on images of one teacher for all seeds of a pair; an arrow means
 zero; the hollow ones show how much of that is owed to what this teacher had learned."""
 
 PAIRS = """\
-Where a property was measured on several pairs of networks, each has a line, named by the families of teacher → student, the first drawn
-large. """
+Where a claim of the paper is about several of the pairs of networks here, each has a line, named by the families of teacher → student, the first drawn
+large; pairs of other families, and those where noise does as much as an attack, are in the chapters alone. """
 
 ALT = """\
 {title}. A panel for each method; in each, for every property, setting and pair of networks, a difference in percentage points
@@ -327,13 +327,13 @@ def _alt(every: list[Row], found: dict[str, Results]) -> str:
 
 def _own(found: dict[str, Results]) -> str:
     """'repeats its teacher's errors (KL on color and M), ...', or '' where nothing was asked."""
-    said = []
-    for (slug, measure), what in OWN.items():
-        rows = [row for row in found[slug].matching(measure=measure) if row["method"] in METHODS and not variant(row["method"], found[slug])] if slug in found else []
-        if any(row["low"] is not None for row in rows):
-            clear = {m: [row["domain"] for row in rows if row["method"] == m and gains(row)] for m in METHODS}
-            said.append(f"{what} (" + ("; ".join(f"{m} on {listed(domains, '')}" for m, domains in clear.items() if domains) or "none shown") + ")")
-    return ", ".join(said)
+    asked = {(what, row["method"], row["domain"]): row for (slug, measure), what in OWN.items() if slug in found for row in found[slug].matching(measure=measure)
+             if row["method"] in METHODS and not variant(row["method"], found[slug]) and row["low"] is not None}
+    stands, said = standing(asked), []
+    for what in dict.fromkeys(what for what, *_ in asked):
+        clear = {m: [domain for of, method, domain in asked if (of, method) == (what, m) and (of, m, domain) in stands] for m in METHODS}
+        said.append(f"{what} (" + ("; ".join(f"{m} on {listed(domains, '')}" for m, domains in clear.items() if domains) or "none shown") + ")")
+    return ", ".join(said) + (f"; after Holm's correction over these {count(len(asked), 'interval')}" if len(asked) > 1 else "") if asked else ""
 
 
 def _verdicts(found: dict[str, Results]) -> str:

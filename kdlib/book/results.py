@@ -66,7 +66,7 @@ class Results:
                                        "n_seeds": seeds, "flag": "undefined"}
         if found:
             row |= {"effect": found.mean, "low": found.low, "high": found.high, "low_seeds": found.low, "high_seeds": found.high,
-                    "se": _number(found.se), "df": found.df, "p": found.p, "flag": None if seeds > 2 else "fewer than 3 seeds"}
+                    "se": _number(found.se), "df": found.df, "p": found.p, "flag": "fewer than 3 seeds" if seeds < 3 else "no spread" if found.low is None else None}
         self.effects.append(row)
 
     def find(self, **wanted) -> dict:

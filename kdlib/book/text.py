@@ -82,11 +82,13 @@ def _p(p: float | None) -> str:
 
 
 def uncorrected(judged: list[dict]) -> str:
-    """Which intervals clear of zero have a Holm-adjusted p above .05: a verdict looks at each by itself."""
-    clear_ = [v["holm"][where] for v in judged for where, row in v["rows"].items() if clear(row) and v["settled"][where] != "void"]
+    """Which judged intervals clear of zero have a Holm-adjusted p above .05: a verdict looks at each by itself."""
+    tested = [v for v in judged if not v["verdict"].startswith("not tested")]
+    clear_ = [v["holm"][where] for v in tested for where, row in v["rows"].items() if clear(row) and v["settled"][where] != "void"]
     weak = sum(p > 0.05 for p in clear_)
-    return (f"Verdicts look at each interval by itself. Adjusted for all the claims that this page judges, p is above .05 for {weak} of the "
-            f"{count(len(clear_), 'interval')} that exclude zero." if weak else "")
+    family = "all claims in the table" + (", those included that are not judged" if len(tested) < len(judged) else "")
+    return (f"Verdicts look at each interval by itself. Adjusted for {family}, p is above .05 for "
+            + (f"{weak} of the {len(clear_)} judged intervals that exclude zero." if len(clear_) > 1 else "the one judged interval that excludes zero.") if weak else "")
 
 
 def count(n: int, what: str) -> str:
