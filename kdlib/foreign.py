@@ -28,7 +28,8 @@ class Foreign:
     before all others; the other layers keep their names.
 
     `options` go to the library's builder. `strides` gives layers another stride: patches shrink with it, pooling by 1 is none, and a
-    convolution on pixels that loses its stride becomes 3 x 3 (He et al., 2016, for CIFAR). `release` is that of timm with which the
+    convolution on pixels that loses its stride becomes 3 x 3 (He et al., 2016, for CIFAR). Such a convolution, and smaller patches of a
+    convolutional stem, start from PyTorch's defaults or He's, not from what the library draws for its own. `release` is that of timm with which the
     arguments were chosen (torchvision's goes with torch's, which a run's key holds); another one here is a ValueError. `size` is that of
     the images that `layers` asks about.
     """
@@ -79,9 +80,10 @@ def arguments(library: str, name: str, size: int, classes: int) -> dict:
       (a ResNet's max-pool), the first, then the last and backwards. Patches of convolutional stems (torchvision's Swin, ConvNeXt) shrink
       before all others; where pooling comes before any other stride (VGG), the last go first.
 
-    Where nothing helps, the network is the published one: look at the size of its map. ValueError where it cannot take such images.
+    `mean` and `std` are those of the library's published weights, where they are not ImageNet's. Where nothing helps, the network is the
+    published one: look at the size of its map. ValueError where it cannot take such images.
     """
-    make, common = Foreign(library, name), {"size": size, "classes": classes, "release": _release(library)}
+    make, common = Foreign(library, name), {"size": size, "classes": classes, "release": _release(library), **_normalization(library, name)}
     common = {k: v for k, v in common.items() if v is not None}
     found, cells, said = None, -1, None
     for options in _options(make, size):
@@ -216,15 +218,27 @@ def _cells(outputs: list[Output]) -> int:
 def _ends(maps: list[Output]) -> list[str]:
     """The name of the last layer or block of each resolution: of those that finish before the first smaller map. Behind that one,
     larger maps may come in a block's other branch."""
-    ends, start = [], 0
+    lasts, start = [], 0
     while start < len(maps):
         side = _side(maps[start])
         stop = next((k for k in range(start, len(maps)) if _side(maps[k]) < side), len(maps))
         level = [o for o in maps[start:stop] if _side(o) == side]
-        last = min(reversed(level), key=lambda o: (o.inner, o.name.count(".") > 1))
-        ends.append(last.name if last.shape[2] == last.shape[3] else f"{last.name}:nhwc")
+        lasts.append(min(reversed(level), key=lambda o: (o.inner, o.name.count(".") > 1)))
         start = stop
-    return ends
+    nhwc = any(o.shape[2] != o.shape[3] for o in lasts)  # asked of all, as one whose side equals its channels does not tell
+    return [f"{o.name}:nhwc" if nhwc and o.shape[1] == o.shape[2] else o.name for o in lasts]
+
+
+def _normalization(library: str, name: str) -> dict:
+    """What the library's default weights of that network expect of pixels, if it is not `MEAN` and `STD`."""
+    if library == "timm":
+        published = _library("timm").models.get_pretrained_cfg(name)
+    else:
+        models = _library("torchvision").models
+        weights = next(iter(models.get_model_weights(name)), None)
+        published = weights and weights.DEFAULT.transforms()
+    found = {"mean": tuple(getattr(published, "mean", MEAN)), "std": tuple(getattr(published, "std", STD))}
+    return {} if found == {"mean": MEAN, "std": STD} else {k: list(v) for k, v in found.items()}
 
 
 def _options(make: Foreign, size: int):

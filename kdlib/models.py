@@ -105,6 +105,7 @@ def network(name: str, *, size: int, classes: int) -> Model:
     own = re.fullmatch(r"(residual|plain|transformer)-(\d+)x(\d+)", name)
     if own:
         model = Model(own[1], _own(own[1], int(own[2]), int(own[3]), size, classes))
+        foreign.shell(model.build)  # ValueError for widths that cannot be
     elif name == "mnistnet":
         model = Model(name, {"size": size, "classes": classes})
     else:
@@ -135,8 +136,9 @@ def _own(family: str, width: int, depth: int, size: int, classes: int) -> dict:
         raise ValueError(f"{family}-{width}x{depth}: size is a power of two from 32 up, so that the last map has 8 x 8 cells; not {size}")
     if family == "transformer":
         return {"width": width, "depth": depth, "heads": 4, "reduce": size.bit_length() - 4, "size": size, "classes": classes}
-    return {"widths": [width, 2 * width, 4 * width], "blocks" if family == "residual" else "convolutions": depth, "stride": size // 32,
-            "classes": classes}
+    stride = size // 32
+    return {"widths": [width, 2 * width, 4 * width], "blocks" if family == "residual" else "convolutions": depth, "stride": stride,
+            **({"kernel": 2 * stride - 1} if stride > 2 else {}), "classes": classes}  # a smaller one would leave pixels unseen
 
 
 def _find(name: str) -> tuple[str, str]:

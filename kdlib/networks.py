@@ -1,6 +1,6 @@
 """Small image networks for a CPU, of the families that the paper pairs: residual, plain (VGG-like) and transformer.
 
-All end in a map of `width` channels, global average pooling and one linear layer, `fc`. `stride` is the stem's, so that 32
+All end in a map of `width` channels, global average pooling and one linear layer, `fc`. `stride` and `kernel` are those of the first convolution, so that 32
 pixels (stride 1) and 64 (stride 2) alike reach a last map of 8 x 8 after three stages. Layers to tap: stage1, stage2, ...
 (block1, ... of the transformer), `map` (the last map), `flatten` (the penultimate features).
 """
@@ -18,9 +18,9 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 class Layers(NamedTuple):
     """A network's layers, by names that `kdlib.models.taps` takes, for each part that a layer plays in the paper."""
 
-    map: str  # the last map before pooling, (n, c, h, w): for Grad-CAM
-    flatten: str  # the penultimate features, (n, c): what the last linear layer gets, in train mode behind dropout; for CRD
-    hint: str  # a map in the middle: for Hint (the paper's appendix)
+    map: str  # the last map, (n, c, h, w): before the global pooling, in MnistNet the pooled one; for Grad-CAM
+    flatten: str  # the penultimate features, (n, c): what the last linear layer gets, in MnistNet before dropout; for CRD
+    hint: str  # a map in the middle, in transformers of equal blocks one at the end: for Hint (the paper's appendix)
     depths: tuple[str, ...]  # from a first map to the logits: the paper's F1 to F7 (Sec. 4.3)
 
 
@@ -66,13 +66,13 @@ class ResidualNet(Named):
 
     version = 1
 
-    def __init__(self, widths: Sequence[int] = (24, 48, 96), blocks: int = 1, stride: int = 1, classes: int = 10, mean=MEAN, std=STD):
+    def __init__(self, widths: Sequence[int] = (24, 48, 96), blocks: int = 1, stride: int = 1, classes: int = 10, mean=MEAN, std=STD, kernel: int = 3):
         _check("residual", widths, stride, blocks)
         inputs = (widths[0], *widths)
         stages = {f"stage{k + 1}": nn.Sequential(*[
             Residual(inputs[k] if b == 0 else width, width, 2 if k and b == 0 else 1) for b in range(blocks)])
             for k, width in enumerate(widths)}
-        super().__init__(normalize=Normalize(mean, std), stem=nn.Sequential(*_convolution(3, widths[0], stride), nn.ReLU()),
+        super().__init__(normalize=Normalize(mean, std), stem=nn.Sequential(*_convolution(3, widths[0], stride, kernel), nn.ReLU()),
                          **stages, map=nn.Identity(), pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(widths[-1], classes))
 
 
@@ -82,13 +82,13 @@ class PlainNet(Named):
 
     version = 1
 
-    def __init__(self, widths: Sequence[int] = (24, 48, 96), convolutions: int = 2, stride: int = 1, classes: int = 10, mean=MEAN, std=STD):
+    def __init__(self, widths: Sequence[int] = (24, 48, 96), convolutions: int = 2, stride: int = 1, classes: int = 10, mean=MEAN, std=STD, kernel: int = 3):
         _check("plain", widths, stride, convolutions)
         inputs, stages = (3, *widths), {}
         for k, width in enumerate(widths):
             layers = [nn.MaxPool2d(2)] if k else []
             for c in range(convolutions):
-                layers += [*_convolution(inputs[k] if c == 0 else width, width, stride if k == c == 0 else 1), nn.ReLU()]
+                layers += [*_convolution(inputs[k] if c == 0 else width, width, *((stride, kernel) if k == c == 0 else ())), nn.ReLU()]
             stages[f"stage{k + 1}"] = nn.Sequential(*layers)
         super().__init__(normalize=Normalize(mean, std), **stages, map=nn.Identity(), pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(),
                          fc=nn.Linear(widths[-1], classes))
@@ -139,6 +139,8 @@ class TransformerNet(Named):
             raise ValueError(f"transformer: heads must divide the width, and {heads} does not divide {width}")
         if reduce < 1 or size % 2**reduce:
             raise ValueError(f"transformer: size must be a multiple of 2^reduce with reduce at least 1, not {size} with {reduce}")
+        if depth < 1 or width < 2 ** (reduce - 1):
+            raise ValueError(f"transformer: depth is at least 1 and width at least {2 ** (reduce - 1)} for a stem of {reduce} convolutions, not {depth} and {width}")
         stem, inputs = [], 3
         for k in range(reduce):
             outputs = width // 2 ** (reduce - 1 - k)

@@ -4,6 +4,7 @@ One set of runs serves them all. A pair has two teachers, P (plain) and J (train
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -116,12 +117,15 @@ class Images:
         """What the networks learn from and are tested on."""
         p, suite = self.parameters, self.suite
         limited = f", the first {p['limit']:,} of each split" if p["limit"] else ""
+        moved = " (in training, each is moved by up to an eighth of its side and half are mirrored; the paper crops at random and mirrors)"
         if p["source"] == "scenes":
-            return (f"drawn scenes of {suite.size}×{suite.size} pixels: {suite.train_items:,} to learn from, {suite.test_items:,} to test on, {suite.classes} classes. "
+            return (f"drawn scenes of {suite.size}×{suite.size} pixels{moved}: {suite.train_items:,} to learn from, {suite.test_items:,} to test on, {suite.classes} classes. "
                     f"An object's shape is its class; its texture is that of its class in {100 * suite.texture:.0f} % of the scenes and its colour in "
                     f"{100 * suite.colour:.0f} %, else another class's")
-        what = f"the photographs of a folder, {suite.classes} classes," if p["source"] == "imagefolder" else "Imagenette, ten classes of ImageNet,"
-        return f"{what} at {suite.size}×{suite.size} pixels{limited}"
+        copy = re.fullmatch(r"imagenette-(\d+)", p["source"])
+        what = f"the photographs of a folder, {suite.classes} classes," if p["source"] == "imagefolder" else "Imagenette, ten classes of ImageNet," + (
+            f" the centre square of each kept at {copy[1]} pixels," if copy and copy[1] == "112" else f" its copy of {copy[1]} pixels," if copy else "")
+        return f"{what} at {suite.size}×{suite.size} pixels{limited}{moved}"
 
     @cached_property
     def _chosen(self) -> dict[str, dict]:

@@ -52,8 +52,8 @@ def jitter(x: Tensor, factors: Tensor) -> Tensor:
     """Recoloured images (n, 3, h, w) in [0, 1]: brightness, contrast and saturation times their factors, hue turned, in this order.
 
     `factors` (n, 4) as of `jitter_factors`; (1, 1, 1, 0) changes nothing. Each step is clipped to [0, 1] and equals
-    torchvision.transforms.functional's adjust_brightness, adjust_contrast, adjust_saturation and adjust_hue. The first
-    three go through no intermediate uint8.
+    torchvision.transforms.functional's adjust_brightness, adjust_contrast, adjust_saturation and adjust_hue, of images of floats: none goes
+    through uint8.
     """
     brightness, contrast, saturation, hue = (f.view(-1, 1, 1, 1).to(x) for f in factors.unbind(1))
     x = (x * brightness).clamp(0, 1)

@@ -4,7 +4,8 @@ photo         the photographs themselves; networks learn from them as they are, 
 grey, edges, low-pass, high-pass, shuffled
               made from the test photographs, item by item: `kdlib.data.derive`
 cue-conflict, edge, silhouette
-              stimuli of Geirhos et al. (2019), three of the paper's five domains (Sec. 4.4)
+              stimuli of Geirhos et al. (2019), three of the paper's five domains (Sec. 4.4); 80 of the 1,280 cue conflicts show one class
+              in shape and texture alike
 photo (PACS), art, cartoon, sketch
               PACS (Li et al., 2017) without its class person: this suite reads no faces
 

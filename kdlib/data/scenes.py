@@ -2,7 +2,7 @@
 
 scene         the object with its texture and colour, before a dull photograph or paper; the domain that networks learn
 sketch        its outline, drawn twice by an unsteady hand, and hatching, on white
-stylized      object and background in the texture and colours of one photograph, unrelated to the class
+stylized      object and background in the texture of one photograph and in one hue, both unrelated to the class
 edge          the edges of the object and of its texture, on white
 silhouette    the object in black, on white
 cue-conflict  a scene whose texture and colour are those of another class; its label is its shape's
@@ -88,15 +88,15 @@ class Scenes:
     def test(self, domain: str, device) -> tuple[Tensor, Tensor]:
         """The test images of one domain: x (n, 3, size, size) in [0, 1] and labels y (n,), the classes of their shapes."""
         drawn = self._test(domain, device)
-        return as_images(drawn.pixels), drawn.labels
+        return as_images(drawn.pixels), drawn.labels.clone()
 
     def masks(self, domain: str, device) -> Tensor:
         """The share of each pixel that the object covers, (n, size, size) in [0, 1], for the test images of one domain."""
-        return self._test(domain, device).masks
+        return self._test(domain, device).masks.clone()
 
     def textures(self, domain: str, device) -> Tensor:
         """The class (n,) whose texture each test object has."""
-        return self._test(domain, device).textures
+        return self._test(domain, device).textures.clone()
 
     def _test(self, domain: str, device) -> "Drawn":
         if domain not in (known := DOMAINS[:1] if self.held_out else DOMAINS):

@@ -58,7 +58,11 @@ def test_a_batch_depends_on_its_items_and_their_parameters_alone(colour):
     data = Pictures(PIXELS, torch.arange(6), colour)
     parameters = data.draw(generator())
     assert torch.equal(parameters, data.draw(generator())) and not torch.equal(parameters, data.draw(generator(2)))
-    assert parameters[:, :2].abs().max() <= 2, "an eighth of 16 pixels"
+    many = Pictures(PIXELS[:1].expand(4000, -1, -1, -1), torch.zeros(4000, dtype=torch.long), colour).draw(generator())
+    down, right, flip = many[:, :3].unbind(1)
+    assert down.unique().tolist() == right.unique().tolist() == [-2, -1, 0, 1, 2], "up to an eighth of 16 pixels either way"
+    assert all(abs((moved == step).double().mean() - 0.2) < 0.03 for moved in (down, right) for step in (-2, 0, 2))
+    assert abs(flip.mean() - 0.5) < 0.03 and flip.unique().tolist() == [0, 1] and abs(torch.corrcoef(torch.stack([down, right, flip])) - torch.eye(3)).max() < 0.06
     x, y = data.batch(torch.tensor([4, 1, 5]), parameters)
     alone = torch.cat([data.batch(torch.tensor([i]), parameters)[0] for i in (4, 1, 5)])
     assert y.tolist() == [4, 1, 5] and torch.equal(x, alone)

@@ -238,6 +238,7 @@ def test_unknown_names():
     assert refused(lambda: Digits().test("colour", "cpu")) == "digits: domains are some of orig, color, M, not colour"
     assert refused(lambda: Digits().train(("orig", "m"), "cpu")) == "digits: domains are some of orig, color, M, not m"
     assert refused(lambda: Digits().train((), "cpu")) == "digits: domains are some of orig, color, M, not none"
+    assert refused(lambda: Digits().train(("orig", "M", "orig"), "cpu")) == "digits: a domain is named once, not orig, M, orig"
 
 
 @pytest.mark.parametrize("name", ["embedded", "bundled"])

@@ -6,6 +6,7 @@ import sys
 from typing import ClassVar
 
 import pytest
+import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
@@ -110,7 +111,23 @@ def test_our_own_have_their_widths_and_depths():
     assert transformer == {"width": 128, "depth": 4, "heads": 4, "reduce": 3, "size": 64, "classes": 10}
     assert network("mnistnet", size=28, classes=10).build().fc1.in_features == 9216
     assert layers(Model("residual")) == Layers("map", "flatten", "stage2", ("stem", "stage1", "stage2", "stage3", "flatten", "logits"))
-    assert layers(Model("mnistnet")).hint == "conv2", "the paper's"
+    assert layers(Model("mnistnet")) == Layers("pool", "relu3", "conv2", ("conv1", "conv2", "pool", "relu3", "logits")), "the paper's"
+    assert network("plain-8x1", size=128, classes=10).arguments == {"widths": [8, 16, 32], "convolutions": 1, "stride": 4, "kernel": 7, "classes": 10}
+
+
+@pytest.mark.parametrize("size", [32, 64, 128, 256])
+@pytest.mark.parametrize("name", ["residual-4x1", "plain-4x1", "transformer-16x1"])
+def test_our_own_see_every_pixel(name, size):
+    net, x = built(network(name, size=size, classes=3)), images(size)[:1].requires_grad_()
+    first = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
+    first(x).abs().sum().backward()
+    assert x.grad.abs().amin() > 0
+
+
+def test_widths_that_cannot_be_are_refused_when_named():
+    for name, says in ("transformer-6x1", "heads must divide the width"), ("transformer-4x1", "width at least 8 for a stem of 4 convolutions"):
+        with pytest.raises(ValueError, match=says):
+            network(name, size=128, classes=10)
 
 
 @pytest.mark.parametrize("size", [0, 16, 48, 100])
@@ -132,7 +149,8 @@ def test_foreign_networks_take_pixels_and_keep_their_maps(name, size):
     with torch.no_grad(), taps(net, "normalize", part.map, part.hint, part.flatten, *part.depths[:-1]) as seen:
         logits = net(x)
     assert logits.shape == (2, 10) and logits.isfinite().all()
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    published = timm.models.get_pretrained_cfg(name[5:]) if name.startswith("timm/") else None
+    mean, std = (torch.tensor(v) for v in ((published.mean, published.std) if published else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))))
     torch.testing.assert_close(seen["normalize"][0, :, 0, 0], (x[0, :, 0, 0] - mean) / std)
     assert seen[part.map].shape[2] == seen[part.map].shape[3] >= 7 and seen[part.hint].shape[2] >= seen[part.map].shape[2]
     assert seen[part.flatten].ndim == 2 and part.depths[-2:] == (part.flatten, "logits")
@@ -140,6 +158,31 @@ def test_foreign_networks_take_pixels_and_keep_their_maps(name, size):
     assert sides == sorted(sides, reverse=True) and len(sides) >= 3 and sides[-1] == seen[part.map].shape[2]
     classifier = net.get_submodule(part.flatten.removesuffix(":input"))
     torch.testing.assert_close(classifier(seen[part.flatten]), logits), "what the last linear layer gets"
+
+
+def test_a_teacher_from_elsewhere_sees_pixels_as_it_did_there(tmp_path):
+    torch.manual_seed(0)
+    theirs, x = timm.create_model("tf_efficientnet_lite0", num_classes=10).eval(), images(64)
+    save_file(theirs.state_dict(), tmp_path / "lite.safetensors")
+    ours = network(f"timm/tf_efficientnet_lite0@{tmp_path / 'lite.safetensors'}", size=64, classes=10)
+    config = timm.data.resolve_model_data_config(theirs)
+    assert config["mean"] == (0.5, 0.5, 0.5) and ours.arguments["mean"] == [0.5, 0.5, 0.5] == ours.arguments["std"]
+    net = ours.build().eval()
+    for name, layer in net.named_modules():  # strides that were taken away would change what it says
+        if name in ours.arguments.get("strides", {}):
+            layer.stride = theirs.get_submodule(name).stride
+    net.load_state_dict(theirs.state_dict(), strict=False)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), theirs((x - 0.5) / 0.5))
+    assert network("efficientnet_v2_l", size=64, classes=10).arguments["mean"] == [0.5, 0.5, 0.5]
+    assert not {"mean", "std"} & network("resnet18", size=64, classes=10).arguments.keys(), "ImageNet's"
+
+
+def test_maps_of_as_many_channels_as_rows_have_their_axes_where_the_others_have_them():
+    model = network("swin_t", size=96, classes=10)
+    part = layers(model)
+    assert part.depths[:4] == ("features.1:nhwc", "features.3:nhwc", "features.5:nhwc", "permute"), "the last map is turned by the network itself"
+    assert not any(layer.endswith(":nhwc") for layer in layers(network("resnet18", size=64, classes=10)).depths)
 
 
 def test_equal_seeds_give_equal_weights():

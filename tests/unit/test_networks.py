@@ -77,3 +77,25 @@ def test_arguments_that_make_no_network_are_one_clear_line(name, arguments, says
     with pytest.raises(ValueError, match=f"^{name}: {says} ") as error:
         Model(name, arguments).build()
     assert "\n" not in str(error.value)
+
+
+GOLDEN = {  # version, logits, the sum of the weights' mean sizes
+    "residual": (1, [-0.14194, 0.22742, -0.00679, -0.0966], 31.358777),
+    "plain": (1, [0.22036, -0.13478, 0.18103, -0.09614], 13.223213),
+    "transformer": (1, [-0.73392, -0.53542, -0.69559, -0.06153], 14.578227),
+    "mnistnet": (1, [-0.02442, 0.01288, 0.06909, -0.03734], 1.356034)}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_an_architecture_changes_only_with_its_version(name):
+    # stored runs of a version are taken for what the network of that version computes
+    torch.manual_seed(0)
+    model = Model(*{"residual": ("residual", {"widths": [4, 8], "blocks": 2}), "plain": ("plain", {"widths": [4, 8]}),
+                    "transformer": ("transformer", {"width": 8, "depth": 2}), "mnistnet": ("mnistnet", {"size": 16})}[name])
+    net, x = model.build(), torch.rand(4, 3, 16 if name == "mnistnet" else 32, 16 if name == "mnistnet" else 32)
+    net.train()(x)  # moves the batch norms' statistics
+    state = {k: v.double().abs().mean().item() for k, v in net.state_dict().items()}
+    version, wanted, weights = GOLDEN[name]
+    assert model.version == version
+    torch.testing.assert_close(net.eval()(x)[0, :4], torch.tensor(wanted), atol=2e-4, rtol=0)
+    assert sum(state.values()) == pytest.approx(weights, rel=1e-5)

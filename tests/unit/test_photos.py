@@ -265,6 +265,17 @@ def test_without_a_split_a_fifth_of_each_class_is_for_testing(tmp_path):
     assert torch.equal(suite(tmp_path / "copy").test("photo", "cpu")[0], test)
 
 
+def test_settings_are_chosen_on_a_fifth_of_the_training_pictures(tmp_path):
+    write(tmp_path / "any" / "train", {"ant": 11, "bee": 9, "cat": 5})
+    write(tmp_path / "any" / "val", dict.fromkeys(CLASSES, 3), seed=1)
+    whole, choosing = suite(tmp_path / "any", 32), dataclasses.replace(suite(tmp_path / "any", 32), held_out=True)
+    (train, y), (held, z), (every, _), (test, _) = unmoved(choosing.train(("photo",), "cpu")), choosing.test("photo", "cpu"), unmoved(whole.train(("photo",), "cpu")), whole.test("photo", "cpu")
+    assert y.bincount().tolist() == [9, 8, 4] and z.bincount().tolist() == [2, 1, 1]
+    train, held, every, test = ({image.numpy().tobytes() for image in part} for part in (train, held, every, test))
+    assert train | held == every and not train & held and not test & (train | held)
+    assert unmoved(choosing.train(("photo jittered",), "cpu"))[1].tolist() == y.tolist() and key(describe(choosing)) != key(describe(whole))
+
+
 def test_derived_domains_are_of_the_same_items(folder):
     x, y = suite(folder, 32).test("photo", "cpu")
     expected = {"grey": derive.greyscale(x), "edges": derive.edges(x), "low-pass": derive.low_pass(x, 1.0), "high-pass": derive.high_pass(x, 0.5),

@@ -71,6 +71,12 @@ def test_cue_conflict_shows_another_class():
     assert (texture != y).all() and set((texture - y).remainder(10).tolist()) == set(range(1, 10))
 
 
+def test_what_is_handed_out_is_the_callers():
+    for given in SMALL.test("scene", "cpu")[1], SMALL.masks("scene", "cpu"), SMALL.textures("scene", "cpu"):
+        given.zero_()
+    assert SMALL.test("scene", "cpu")[1].any() and SMALL.masks("scene", "cpu").any() and SMALL.textures("scene", "cpu").any()
+
+
 def test_training_scenes_and_their_recoloured_form():
     plain, jittered = SMALL.train(("scene",), "cpu"), SMALL.train(("scene jittered",), "cpu")
     assert torch.equal(plain.pixels, jittered.pixels) and (plain.colour, jittered.colour) == (None, JITTER)
