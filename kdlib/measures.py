@@ -119,8 +119,7 @@ class Recolouring(Measure):
     version: ClassVar[int] = invariance.version
 
     def __post_init__(self):
-        for name in "strength", "hue":  # equal settings, equal keys
-            object.__setattr__(self, name, float(getattr(self, name)))
+        _floats(self, "strength", "hue")
         if self.step not in (None, *augment.STEPS):
             raise ValueError(f"recolouring: step is one of {', '.join(augment.STEPS)}, not {self.step!r}")
 
@@ -311,6 +310,9 @@ class Planes(Measure):
 
     version: ClassVar[int] = boundary.version
 
+    def __post_init__(self):
+        _floats(self, "margin")
+
     def draw(self, device: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The triplets (count, 3) and their images (count, 3, channels, size, size)."""
         x, y = self.data.test(self.domain, device)
@@ -376,9 +378,7 @@ class Attack(Measure):
     def __post_init__(self):
         if (self.eps is None) == (self.rate is None):
             raise ValueError("attack: needs eps, or the rate at which it is to fool its network, one of the two")
-        for name in "eps", "rate", "scale", "step_of_eps":  # equal settings, equal keys: 1 and 1.0 are one eps
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, float(getattr(self, name)))
+        _floats(self, "eps", "rate", "scale", "step_of_eps")
 
     @property
     def unpictured(self) -> "Attack":
@@ -473,6 +473,9 @@ class Recovery(Measure):
 
     version: ClassVar[int] = 1
 
+    def __post_init__(self):
+        _floats(self, "noise", "tau")
+
     def compute(self):
         return {"error": np.array([toy.recovery_error(self.m, self.n, noise=self.noise, tau=self.tau, seed=s) for s in range(self.draws)])}
 
@@ -492,8 +495,21 @@ class Bend(Measure):
 
     version: ClassVar[int] = 1
 
+    def __post_init__(self):
+        _floats(self, "tau")
+
+    def describe(self):  # it trains, as a run does, and probes
+        return super().describe() | {"torch": torch.__version__.partition("+")[0], "boundary": boundary.version}
+
     def compute(self):
         return toy.bend(**self._fields())
+
+
+def _floats(measure: Measure, *names: str) -> None:
+    """Equal settings, equal keys: 1 and 1.0 are one eps."""
+    for name in names:
+        if getattr(measure, name) is not None:
+            object.__setattr__(measure, name, float(getattr(measure, name)))
 
 
 def _latest(images: Attack | Noise, make: Callable[[], torch.Tensor]) -> torch.Tensor:

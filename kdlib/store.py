@@ -19,7 +19,7 @@ import uuid
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -124,11 +124,15 @@ class Store:
         meta = self._look(kind, key)
         return ({key: meta["arrays"]} if kind == "run" and meta else {}) | meta.get("info", {}).get("weights", {})
 
-    def device(self, key: str) -> str | None:
-        """The device that took a measurement, in words, of the store or an archive. None where nothing is known."""
+    def devices(self, key: str) -> list[str]:
+        """The device that took a measurement, in words, and then those that trained its networks, of the store or an archive; as far as known."""
         archived = self._from_archives().get(key)
         info = self._look("measure", key).get("info", {}) or (archived.info if archived else {})
-        return info.get("device")
+        return list(dict.fromkeys(filter(None, [info.get("device"), *info.get("trained", ())])))
+
+    def trained_on(self, key: str) -> str | None:
+        """The device that trained a run of the store, in words. None where nothing is known."""
+        return self._look("run", key).get("info", {}).get("device")
 
     def write(self, kind: str, spec: dict, arrays: Arrays, info: dict) -> None:
         """Land an entry in one step. Arrays are NumPy; `info` is JSON-able. An entry that is there already stays."""
@@ -204,22 +208,13 @@ class Store:
         return True
 
     def archive(self, keys: Iterable[str], file: Path) -> None:
-        """Write measurements as one compressed npz file, to be read by any `Store(archives=[file])`."""
+        """`pack` measurements."""
         entries = {k: self.read("measure", k) for k in sorted(set(keys))}
         missing = [k for k, entry in entries.items() if entry is None]
         if missing:
             raise StoreError(f"store: {len(missing)} of {len(entries)} measurements are not in {self.root}, so they cannot "
                              f"be archived; run the chapter again")
-        metas = {k: _meta(e.spec, e.info, e.arrays) for k, e in entries.items()}
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=file.parent, prefix=".making-") as folder:
-                making = Path(folder, "archive.npz")
-                np.savez_compressed(making, index=np.frombuffer(_json(metas), np.uint8),
-                                    **{f"{k}/{n}": a for k, e in entries.items() for n, a in e.arrays.items()})
-                os.replace(making, file)
-        except OSError as error:
-            raise StoreError(f"store: cannot write {file}: {error.strerror or error}; make room, or name another file") from error
+        pack(entries, file)
 
     def _from_archives(self) -> dict[str, Entry]:
         if self._archived is None:
@@ -251,6 +246,35 @@ class Store:
         except OSError as failure:
             raise StoreError(f"store: {folder} is damaged ({error}) and cannot be set aside ({failure}); delete it") from failure
         self.say(f"store: {folder} is damaged ({error}); set aside, will be computed again")
+
+
+def pack(entries: dict[str, Entry], file: Path) -> None:
+    """Write measurements, by key, as one compressed npz file, to be read by any `Store(archives=[file])`. It lands in one step."""
+    metas = {k: _meta(e.spec, e.info, e.arrays) for k, e in sorted(entries.items())}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".making-") as folder:
+            making = Path(folder, "archive.npz")
+            np.savez_compressed(making, index=np.frombuffer(_json(metas), np.uint8),
+                                **{f"{k}/{n}": a for k, e in sorted(entries.items()) for n, a in e.arrays.items()})
+            os.replace(making, file)
+    except OSError as error:
+        raise StoreError(f"store: cannot write {file}: {error.strerror or error}; make room, or name another file") from error
+
+
+@contextmanager
+def changing(file: Path):
+    """Held from reading a file to replacing it, so that of two processes neither loses what the other writes."""
+    lock = file.with_name(f".{file.name}.lock")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            try:
+                yield
+            finally:
+                os.unlink(lock)
+    except OSError as error:
+        raise StoreError(f"store: cannot write {file}: {error.strerror or error}; make room, or name another file") from error
 
 
 def unpack(file: Path) -> dict[str, Entry]:

@@ -10,7 +10,7 @@ workers of a Dask scheduler.
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, wait
 from functools import cache
 
 from loky import cpu_count, get_reusable_executor
@@ -158,9 +158,15 @@ def _work(todo: dict[Job, set[Job]], store: Store, copies: Copies, executor: Exe
                 future.result()
                 if isinstance(job[0], Run):
                     copies.trained(job[0], store)  # before its students are trained
-            except BaseException:
-                for other in running:
-                    other.cancel()
+            except BrokenExecutor as error:
+                raise StoreError("study: a process died while it computed, perhaps for lack of memory; what had finished is in the store, "
+                                 "the same command goes on from there; with --jobs 1 it needs the least memory") from error
+            except Exception as error:
+                begun = [other for other in running if not other.cancel()]
+                if begun:  # hours of work, perhaps
+                    progress(f"{job[0] if isinstance(job[0], Run) else type(job[0]).__name__} failed ({type(error).__name__}); "
+                             f"{len(begun)} begun beside it will be finished first")
+                    wait(begun)
                 raise
             finished.add(job)
             done += _cost(job)
@@ -183,7 +189,8 @@ def _compute(job: Job, store: Store) -> None:
                     for run in task.runs:
                         copies.trained(run, store)
                     arrays = task.compute(*nets)
-                store.write("measure", describe(task), arrays, {"weights": copies.digests, "device": machine(device, "float32")[2]})
+                trained = {store.trained_on(run.key) for run in _with_teachers(task.runs)} - {None}
+                store.write("measure", describe(task), arrays, {"weights": copies.digests, "device": machine(device, "float32")[2], "trained": sorted(trained)})
 
 
 def _read(measure: Measure, store: Store, copies: Copies) -> Arrays:

@@ -254,7 +254,7 @@ def finish(run: Run, store: Store) -> nn.Module:
                 taught_by = {"weights": store.weights("run", run.teacher.key)} if run.teacher else {}  # now: training may take hours
                 net, info = fit(run, teacher)
                 weights = {n: t.detach().cpu().contiguous().numpy() for n, t in net.state_dict().items()}
-                store.write("run", run.describe(), weights, info | taught_by)
+                store.write("run", run.describe(), weights, info | taught_by | {"device": machine(run.device, run.dtype)[2]})
                 return net
     with seeded(0, run.device):  # whatever weights it starts from, drawn here or read from a file, are replaced
         net = (replace(run.model, weights=None, file=None) if isinstance(run.model, Model) else run.model).build()

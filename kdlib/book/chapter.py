@@ -118,7 +118,7 @@ class Chapter:
                 if len(asked) > 1:
                     objectives.setdefault(at.pair, {}).setdefault(at.method, asked)
         if not self.published:  # of machines that shared the work, each is named, the one that did the most first
-            devices = Counter(device for m in [m for m in got if m.runs] or got if (device := self.store.device(m.key)))
+            devices = Counter(device for m in [m for m in got if m.runs] or got for device in self.store.devices(m.key))
             self.results.provenance["device"] = " and ".join(name for name, _ in devices.most_common()) or self.results.provenance["device"]
         return {at: got[m] for at, m in measures.items()}, {name: got[m] for name, m in shared.items()}
 

@@ -163,9 +163,12 @@ def _book(options) -> None:
 def _publish(options) -> None:
     from kdlib.book.publish import publish
 
-    for slug in options.slugs:
-        print(publish(source(slug), Path(options.source)))
-    _headline(options)
+    chapters = [source(slug) for slug in options.slugs]
+    try:
+        for chapter in chapters:
+            print(publish(chapter, Path(options.source)))
+    finally:  # README tells of those that are published, though another was refused
+        _headline(options)
 
 
 def _headline(options) -> None:
@@ -240,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(call=call)
         return sub
 
-    command("chapters", _chapters, "list the chapters, what they need, how long they take, and whether the published one is stale")
+    command("chapters", _chapters, "list the chapters, what they need, how long they take where that was measured, and whether the published one is stale")
     data = command("data", _data, "say which data sets are found where, whether they are complete, and how to get what is missing")
     data.add_argument("name", nargs="?", metavar="NAME", help="this one; exit status 1 unless it is complete")
     store = command("store", _store, "list what the store holds (KDLIB_CACHE, by default ~/.cache/kdlib), its size, and which chapter asks for it")

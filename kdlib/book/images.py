@@ -90,16 +90,17 @@ class Images:
 
     def weights(self, pair: Pair) -> dict[str, float]:
         """The loss weight of each method: the parameter, or where that is 0 the one chosen on held-out pictures, or else a common one."""
-        chosen = {**UNCHOSEN, **self._chosen.get(choice(pair, self.parameters), {}).get("chosen", {})}
-        return {m: self.parameters[name] or chosen[m] for m, name in PARAMETERS.items()}
+        return {m: self.parameters[name] or self._chosen.get(choice(pair, self.parameters, m), {}).get("chosen", UNCHOSEN[m]) for m, name in PARAMETERS.items()}
 
     def source_of_weights(self, pair: Pair) -> str:
         """In words, for the page."""
         given = [m for m, name in PARAMETERS.items() if self.parameters[name]]
         if len(given) == len(PARAMETERS):
             return "given"
-        chosen = choice(pair, self.parameters) in self._chosen
-        return ("chosen on held-out training pictures" if chosen else "not chosen for this pair: common values") + (f"; {', '.join(given)} given" if given else "")
+        common = [m for m in PARAMETERS if m not in given and choice(pair, self.parameters, m) not in self._chosen]
+        said = ("chosen on held-out training pictures" if not common else "not chosen for this pair: common values" if len(common) + len(given) == len(PARAMETERS)
+                else f"chosen on held-out training pictures, but not {text.listed(common, '')}: a common value")
+        return said + (f"; {', '.join(given)} given" if given else "")
 
     def on(self, domain: str) -> Scenes | Photos:
         """The suite that has this test domain: that of training wherever it does, so that chapters share what they measure."""
@@ -229,12 +230,12 @@ def objectives_of(pair: Pair, parameters: Mapping[str, object], weights: Mapping
             "CRD": CRD(1, weights["CRD"], p["tau_crd"], p["negatives"], pair.student_layers.flatten, pair.teacher_layers.flatten, positive=p["crd_positive"])}
 
 
-def choice(pair: Pair, parameters: Mapping[str, object]) -> str:
-    """The key of what a choice of loss weights holds for: pictures, networks, schedules and temperatures, not seeds or machines."""
+def choice(pair: Pair, parameters: Mapping[str, object], method: str) -> str:
+    """The key of what a method's choice of its loss weight holds for: pictures, networks, schedules and the objective, not seeds or machines."""
     p = parameters
     return key({"data": describe(suite(p, held_out=True)), "teacher": describe(pair.teacher), "student": describe(pair.student),
                 "schedules": [describe(schedule(pair.teacher, p["teacher_epochs"], p["batch"])), describe(schedule(pair.student, p["epochs"], p["batch"]))],
-                "objectives": [describe(o) for o in objectives_of(pair, p, UNCHOSEN).values()]})
+                "objective": describe(objectives_of(pair, p, UNCHOSEN)[method])})
 
 
 def read_choices() -> dict[str, dict]:

@@ -175,6 +175,9 @@ def check_html(out: Path) -> list[str]:
     problems = [f"{path.relative_to(out)}: {problem}" for path, page in pages.items() for problem in _page_problems(path, page, anchors)]
     for path in sorted(out.rglob("*.css")):
         problems += [f"{path.relative_to(out)}: loads {url}" for url in REMOTE_CSS.findall(path.read_text())]
+    for path in sorted([*out.rglob("*.js"), *out.rglob("*.mjs")]):
+        if "mathjax" not in path.parts:  # it names what it would load in browsers that know no XPath, of which there are none left
+            problems += [f"{path.relative_to(out)}: loads {a or b}" for a, b in REMOTE_JS.findall(path.read_text(errors="replace"))]
     return problems
 
 
@@ -212,7 +215,7 @@ def _page_problems(path: Path, page: BeautifulSoup, anchors: dict[Path, set[str]
 def _urls(page: BeautifulSoup) -> Iterator[tuple[Tag, str]]:
     """Every address that an attribute of the page names, with its tag."""
     for tag in page.find_all(True):
-        yield from ((tag, tag[key]) for key in ("href", "xlink:href", "src", "poster", "data") if tag.get(key))
+        yield from ((tag, tag[key]) for key in ("href", "xlink:href", "src", "poster", "data", "action", "formaction") if tag.get(key))
         yield from ((tag, part.split()[0]) for part in tag.get("srcset", "").split(",") if part.strip())
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kdlib.book import ROOT, BookError, results
 from kdlib.book.chapters import PROFILES, Source, near, sources
-from kdlib.store import KINDS, Kept, Store, unpack
+from kdlib.store import KINDS, Kept, Store, changing, pack, unpack
 
 DAY = 24 * 60 * 60  # seconds
 AGAIN = "nothing was removed yet; the same command with --yes removes it"
@@ -85,7 +85,6 @@ def save(store: Store, file: Path, slugs: list[str]) -> Iterator[str]:
     """
     if file.suffix != ".npz":
         raise BookError(f"--save takes a file whose name ends in .npz, not {file}")
-    earlier = set(unpack(file)) if os.path.lexists(file) else set()
     if slugs:
         known, wanted = sources(), set()
         for slug in slugs:
@@ -94,13 +93,21 @@ def save(store: Store, file: Path, slugs: list[str]) -> Iterator[str]:
         archives = results.archives()
     else:
         wanted, archives = {kept.key for kept in store.folders() if kept.kind == "measure"}, []
-    source = Store(store.root, [*archives, file] if earlier else archives)
-    found = {key for key in wanted if source.read("measure", key) is not None}
+    source = Store(store.root, archives)
+    found = {key: entry for key in wanted if (entry := source.read("measure", key)) is not None}
     if not found:
         which = f" that {', '.join(slugs)} asks for" if slugs else ""
         raise BookError(f"no measurement in {store.root}{which}, so {file} is not written")
-    source.archive(found | earlier, file)
-    yield f"{file}: {_measurements(found | earlier)}, {len(found - earlier)} of them new, {_bytes(file.stat().st_size)}"
+    with changing(file):
+        earlier = unpack(file) if os.path.lexists(file) else {}
+        weights = {run: digest for entry in earlier.values() for run, digest in entry.info.get("weights", {}).items()}
+        for entry in found.values():
+            for run, digest in entry.info.get("weights", {}).items():
+                if (there := weights.setdefault(run, digest)) != digest:
+                    raise BookError(f"{file} is left as it is, as no study reads two copies of a network: of run {run[:8]} it holds measurements with the weights {there[:8]}, and "
+                                    f"{entry.place} with {digest[:8]}; save to another file, or keep one copy (kdlib store --drop)")
+        pack(found | earlier, file)
+    yield f"{file}: {_measurements(found | earlier)}, {len(found.keys() - earlier.keys())} of them new, {_bytes(file.stat().st_size)}"
 
 
 def load(store: Store, file: Path) -> Iterator[str]:

@@ -111,6 +111,7 @@ GOOD = """<h1 id="top">T</h1><a href="#top">up</a> <a href="b.html#there">b</a> 
     ('<img alt="a" src="http://example.org/a.png">', "loads http://example.org/a.png: <img>"),
     ('<img alt="a" src="x.png" srcset="x.png 1x, https://example.org/a.png 2x">', "loads https://example.org/a.png: <img>"),
     ('<iframe src="https://example.org/"></iframe>', "loads https://example.org/: <iframe>"),
+    ('<form action="https://example.org/"></form>', "loads https://example.org/: <form>"),
     ('<p style="background: url(https://example.org/a.png)">x</p>', "loads https://example.org/a.png: style"),
     ('<style>@import "https://example.org/a.css";</style>', "loads https://example.org/a.css: style"),
     ('<script type="module">import x from "https://example.org/x";</script>', "loads https://example.org/x: script"),
@@ -129,7 +130,10 @@ def test_check_html_passes_what_is_fine_and_reads_stylesheets(tmp_path):
     (tmp_path / "x.png").write_bytes(base64.b64decode(PNG))
     assert check_html(tmp_path) == []
     (tmp_path / "a.css").write_text("@font-face { src: url('https://example.org/f.woff2'); }")
-    assert check_html(tmp_path) == ["a.css: loads https://example.org/f.woff2"]
+    (tmp_path / "a.js").write_text('const f = () => fetch("https://example.org/data.json");')
+    (tmp_path / "mathjax").mkdir()
+    (tmp_path / "mathjax" / "b.js").write_text('const old = "https://example.org/polyfill.js";')
+    assert check_html(tmp_path) == ["a.css: loads https://example.org/f.woff2", "a.js: loads https://example.org/data.json"]
 
 
 def test_what_needs_a_kernel_is_left_out_and_the_toy_example_is_todays(tmp_path):

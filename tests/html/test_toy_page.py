@@ -281,6 +281,9 @@ def test_points_are_added_shown_hidden_flipped_and_removed_by_buttons(visit):
     page.click(".kdtoy-actions >> text=Hide from the student")
     rest(page)
     assert hash_points(page)[14] == (400, -320, 0) and "It has no part in the student’s loss." in page.inner_text(".kdtoy-about")
+    page.click(".kdtoy-actions >> text=Show to the student")
+    rest(page)
+    assert hash_points(page)[14][2] == 2 and page.locator(".kdtoy-actions >> text=Hide from the student").count() == 1
     page.click(".kdtoy-actions >> text=Remove")
     page.click("text=Which points?")
     page.click("button:text-is('Show all to the student')")

@@ -144,22 +144,28 @@ def test_a_choice_is_made_once_kept_and_used(tmp_path, monkeypatch):
     assert study.weights(pair) == images.UNCHOSEN and study.source_of_weights(pair).startswith("not chosen")
     lines = []
     weights.choose(study.parameters, seeds=1, jobs=1, say=lines.append)
-    [found] = json.loads((tmp_path / "weights.json").read_text()).values()
-    accuracy = found["held-out accuracy"]
-    assert {m: sorted(map(float, by)) for m, by in accuracy.items() if m != "Ind"} == {m: sorted(v) for m, v in weights.CANDIDATES.items()}
-    assert all(accuracy[m][f"{w:g}"] == max(accuracy[m].values()) for m, w in found["chosen"].items())
-    assert found["held-out pictures"] == 20
+    found = {c["method"]: c for c in json.loads((tmp_path / "weights.json").read_text()).values()}
+    tried = {m: {v: a for v, a in c["held-out accuracy"].items() if v != "Ind"} for m, c in found.items()}
+    assert {m: sorted(map(float, by)) for m, by in tried.items()} == {m: sorted(v) for m, v in weights.CANDIDATES.items()}
+    assert all(tried[m][f"{c['chosen']:g}"] == max(tried[m].values()) and c["held-out pictures"] == 20 for m, c in found.items())
+    chosen = {m: c["chosen"] for m, c in found.items()}
     again = study_of(pairs="residual-4x1->residual-4x1", seeds=5)
-    assert again.weights(pair) == found["chosen"] and again.source_of_weights(pair) == "chosen on held-out training pictures"
+    assert again.weights(pair) == chosen and again.source_of_weights(pair) == "chosen on held-out training pictures"
     alpha = again.weights(pair)["KL"]
     assert again.arms(pair)["KL", 4].objective == KL(round(1 - alpha, 6), alpha, 4)
     given = study_of(pairs="residual-4x1->residual-4x1", alpha=0.25)
-    assert given.weights(pair) == {**found["chosen"], "KL": 0.25}
+    assert given.weights(pair) == {**chosen, "KL": 0.25}
+    variant = study_of(pairs="residual-4x1->residual-4x1", crd_positive="current")
+    assert variant.weights(pair) == {**chosen, "CRD": images.UNCHOSEN["CRD"]}, "what is chosen for one objective stays when another changes"
+    assert variant.source_of_weights(pair) == "chosen on held-out training pictures, but not CRD: a common value"
     other = study_of(pairs="residual-4x1->residual-4x1", epochs=2)
     assert other.source_of_weights(pair).startswith("not chosen"), "a choice holds for the schedule it was made with"
     count = len(lines)
     weights.choose(study.parameters, seeds=1, jobs=1, say=lines.append)
     assert "chosen before" in lines[count] and len(lines) == count + 1
+    weights.choose(variant.parameters, seeds=1, jobs=1, say=lines.append)
+    assert [c["method"] for c in json.loads((tmp_path / "weights.json").read_text()).values()].count("CRD") == 2, "CRD alone was chosen anew"
+    assert len(json.loads((tmp_path / "weights.json").read_text())) == 4
     (tmp_path / "weights.json").write_text("{")
     with pytest.raises(BookError, match="is not JSON"):
         study_of(pairs="residual-4x1->residual-4x1").weights(pair)

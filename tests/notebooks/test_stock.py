@@ -247,6 +247,38 @@ def test_saving_adds_to_what_a_file_holds(store, tmp_path, monkeypatch, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["another", "part.npz", "store"]
 
 
+def test_an_archive_keeps_one_copy_of_a_network(store, tmp_path, monkeypatch, capsys):
+    file, run = tmp_path / "part.npz", "a" * 32
+    store.write("measure", SPARE, {"a": np.zeros(3)}, {"weights": {run: "aa" * 32}})
+    assert main(["store", "--save", str(file)]) == 0
+    held = file.read_bytes()
+    monkeypatch.setenv("KDLIB_CACHE", str(tmp_path / "another"))
+    another = Store(tmp_path / "another")
+    another.write("measure", SPARE, {"a": np.ones(3)}, {"weights": {run: "bb" * 32}})
+    another.write("measure", {**SPARE, "seed": "b"}, {"a": np.ones(3)}, {"weights": {run: "bb" * 32}})
+    capsys.readouterr()
+    assert main(["store", "--save", str(file)]) == 1 and file.read_bytes() == held
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "of run aaaaaaaa it holds measurements with the weights aaaaaaaa, and" in said and "with bbbbbbbb" in said
+    third = Store(tmp_path / "third")
+    monkeypatch.setenv("KDLIB_CACHE", str(third.root))
+    third.write("measure", SPARE, {"a": np.ones(3)}, {})  # of an earlier version
+    third.write("measure", {**SPARE, "seed": "c"}, {"a": np.ones(3)}, {})
+    assert main(["store", "--save", str(file)]) == 0
+    assert not unpack(file)[key(SPARE)].arrays["a"].any() and len(unpack(file)) == 2, "what the file holds stays"
+
+
+def test_of_two_that_save_to_one_file_at_once_both_stay(store, tmp_path):
+    file, others = tmp_path / "part.npz", [Store(tmp_path / f"store {i}") for i in range(4)]
+    put(store, "measure", 0)
+    assert main(["store", "--save", str(file)]) == 0
+    for i, other in enumerate(others):
+        put(other, "measure", 0, {**SPARE, "seed": f"{i}"})
+    threads = [Thread(target=lambda s=s: list(stock.save(s, file, []))) for s in others]
+    [t.start() for t in threads], [t.join() for t in threads]
+    assert len(unpack(file)) == 5
+
+
 def test_what_chapters_ask_for_is_saved_from_archives_too(store, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(stock, "sources", lambda: {SLUG: source(SLUG)})
     published, kept = Store(tmp_path / "published"), tmp_path / "kept.npz"

@@ -1,4 +1,4 @@
-"""Verdicts are computed from intervals: by domain, by pair, and for claims that there is no difference."""
+"""Verdicts are computed from intervals: by domain, by pair, and for claims that there is no rise."""
 
 import re
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kdlib.book import text
-from kdlib.book.claims import Claim, paper_pair, settle, verdict, verdicts
+from kdlib.book.claims import Claim, adjusted, paper_pair, settle, standing, verdict, verdicts
 from kdlib.book.results import PROVENANCE, Results, smallest
 
 COMMON = dict(chapter="x", section="4", says="it rises", method="KL", reference="Ind", measure="share", data={"source": ("a", "b"), "limit": 0})
@@ -48,13 +48,39 @@ def test_families_and_conditions_select():
         verdict(claim(families=("VGG19->VGG11",)), results(rows))
 
 
-def test_a_claim_of_no_difference():
+def test_a_claim_of_no_rise():
     rows = lambda gain: results([("p->q", "d", gain, {})])
     settled = {gain: verdict(claim(side=0, domains=("d",)), rows(gain))["settled"]["d"] for gain in (0.0, 0.03, 0.045, 0.2)}
     assert settled == {0.0: "yes", 0.03: "yes", 0.045: "no", 0.2: "no"}, "inside the margin, if only just; else refuted where the interval excludes zero"
     wide = rows(0.0).effects[0] | {"effect": 0.02, "low": -0.1, "high": 0.14, "se": 0.05, "df": 5}
     assert settle(claim(side=0), wide) == "open"
+    fall = wide | {"effect": -0.2, "low": -0.25, "high": -0.15, "se": 0.02}
+    assert settle(claim(side=0), fall) == "yes" and settle(claim(), fall) == "no", "no more often: less often bears it out"
     assert settle(claim(), wide) == "open" and settle(claim(), wide | {"low": 0.01}) == "yes" and settle(claim(), wide | {"low": None}) == "open"
+
+
+def test_fewer_than_three_seeds_settle_nothing():
+    few = {"low": None, "high": None, "p": None, "n_seeds": 2}
+    found = results([("p->q", "d", 0.2, {}), ("residual-1x1->residual-1x1", "d", 0.2, {})])
+    found.effects[1] |= few
+    some = verdict(claim(domains=("d",)), found)
+    assert some["verdict"] == "replicated" and list(some["settled"].values()) == ["yes", "void"]
+    assert list(adjusted([some])[0]["holm"].values()) == [some["rows"]["d, p->q"]["p"], None]
+    found.effects[0] |= few
+    assert verdict(claim(domains=("d",)), found)["verdict"] == "not tested (fewer than three seeds)"
+
+
+def test_a_margin_goes_by_pair_and_domain_then_by_pair_then_by_domain():
+    [row] = results([("residual-1x1->residual-1x1", "d", 0.03, {})]).effects
+    pair, values = "ResNet50->ResNet18", {}
+    for name, wanted in ("d", "inside"), (pair, "outside"), ((pair, "d"), "inside"):
+        values[name] = {"inside": 0.5, "outside": 1e-6}[wanted]
+        assert settle(claim(side=0, margin=dict(values)), row) == {"inside": "yes", "outside": "no"}[wanted]
+
+
+def test_what_stands_after_holms_correction():
+    rows = {name: {"low": low, "p": p} for name, low, p in (("a", 0.1, 0.01), ("b", 0.1, 0.03), ("c", -0.1, 0.2), ("d", None, None), ("e", -0.3, 0.001))}
+    assert standing(rows) == {"a"} and standing({k: rows[k] for k in "ab"}) == {"a", "b"} and standing({}) == set()
 
 
 def test_only_real_data_earn_a_verdict():
@@ -127,7 +153,7 @@ def test_pairs_go_by_their_families_where_that_tells_them_apart():
 
 def test_what_a_run_would_have_found():
     [row] = results([("p->q", "d", 0.0, {})]).effects
-    one = 100 * 0.01 * (6 / 5) ** 0.5 / 6**0.5 * (2.570582 + 0.919544)  # t of 5 degrees of freedom, at 97.5 and 80 %, over seeds that scatter by 1 point
+    one = 100 * 0.01 * (6 / 5) ** 0.5 / 6**0.5 * 3.513903  # noncentrality of t of 5 degrees of freedom at a power of 80 %, over seeds that scatter by 1 point
     assert 100 * smallest(row) == pytest.approx(one)
     words = "Where the interval holds zero, this run would have shown an effect of {}\u00a0points four times out of five, if seeds scatter as they did; more seeds would show smaller ones."
     assert text.would_have_found([row]) == text.would_have_found([row, row]) == words.format(f"{one:.1f}")

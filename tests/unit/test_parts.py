@@ -2,13 +2,16 @@
 
 import os
 import re
+from concurrent.futures import BrokenExecutor, Future
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
 
 import tiny
+from kdlib import train
 from kdlib.measures import Measure
 from kdlib.store import Store, StoreError, describe, digest, key, unpack
 from kdlib.study import complete
@@ -84,7 +87,7 @@ def test_a_measurement_names_the_weights_of_its_networks_and_of_their_teachers(s
     d = {run: {run.key: weights(store, run)} for run in (TEACHER, ALONE, STUDENT, GRANDSTUDENT)}
     line = d[TEACHER] | d[STUDENT]
     assert [store.read("measure", k).info for k in keys] == [
-        {"weights": w, "device": HERE} for w in (d[TEACHER], line, line | d[GRANDSTUDENT], line | d[ALONE])]
+        {"weights": w, "device": HERE, "trained": [HERE]} for w in (d[TEACHER], line, line | d[GRANDSTUDENT], line | d[ALONE])]
     assert store.read("run", STUDENT.key).info["weights"] == d[TEACHER] and "weights" not in store.read("run", TEACHER.key).info
     assert store.read("run", GRANDSTUDENT.key).info["weights"] == line
     assert [store.weights("run", r.key) for r in (TEACHER, GRANDSTUDENT)] == [d[TEACHER], line | d[GRANDSTUDENT]]
@@ -208,8 +211,56 @@ def test_the_device_of_a_measurement_is_told_from_the_store_and_from_archives(st
     elsewhere.write("measure", describe(IND), entry.arrays, {})
     elsewhere.archive([KL.key, IND.key], file)
     both = Store(store.root, [file])
-    assert [both.device(m.key) for m in (T, KL, IND)] == [HERE, "another, 64 cores", None]
-    assert both.device("0" * 32) is None
+    assert [both.devices(m.key) for m in (T, KL, IND)] == [[HERE], ["another, 64 cores"], []]
+    assert both.devices("0" * 32) == []
+
+
+def test_the_device_that_trained_is_named_beside_the_one_that_measured(store, monkeypatch):
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(train, "machine", lambda device, dtype: (device, dtype, "another, 64 cores"))
+        finish(TEACHER, store)
+    work([KL, T], store)
+    assert store.devices(KL.key) == [HERE, "another, 64 cores"] == store.devices(T.key)
+    assert store.read("measure", KL.key).info["trained"] == sorted({HERE, "another, 64 cores"})
+
+
+def test_what_was_begun_beside_a_failure_lands_first(store):
+    begun_, failed, said = Event(), Event(), []
+
+    @dataclass(frozen=True)
+    class Fails(tiny.Scores):
+        def compute(self, net):
+            begun_.wait(20)
+            raise ValueError("not this one")
+
+    @dataclass(frozen=True)
+    class Slow(tiny.Scores):
+        def compute(self, net):
+            begun_.set()
+            assert failed.wait(20)
+            return super().compute(net)
+
+    def progress(line):
+        said.append(line)
+        if "failed" in line:
+            failed.set()
+
+    with tiny.ThreadPoolExecutor(2) as executor, pytest.raises(ValueError, match="not this one"):
+        finish(TEACHER, store), finish(ALONE, store)
+        complete([Fails(TEACHER), Slow(ALONE)], store, jobs=executor, progress=progress)
+    assert store.read("measure", Slow(ALONE).key) is not None
+    assert said[-1] == "Fails failed (ValueError); 1 begun beside it will be finished first"
+
+
+def test_a_process_that_dies_is_one_clear_line(store):
+    class Dead(tiny.ThreadPoolExecutor):
+        def submit(self, *call):
+            future = Future()
+            future.set_exception(BrokenExecutor("A worker process managed by the executor was unexpectedly terminated.\nThis could be ..."))
+            return future
+
+    with pytest.raises(StoreError, match="^study: a process died while it computed, perhaps for lack of memory; what had finished is in the store, .*--jobs 1.*$"):
+        complete([T], store, jobs=Dead(1), progress=tiny.quiet)
 
 
 def test_entries_that_name_no_weights_stay_valid(store, other, tmp_path):

@@ -123,9 +123,19 @@ def test_holm_by_hand():
         stats.holm([0.2, 1.2])
 
 
+def test_a_correlation_that_is_the_same_in_every_seed_has_no_interval():
+    got = stats.correlation([0.5, 0.5, 0.5])
+    assert got.mean == pytest.approx(0.5) and (got.low, got.high, got.p) == (None, None, None)
+    assert stats.correlation([-0.2, 0.0, 0.2]).low < 0 < stats.correlation([-0.2, 0.0, 0.2]).high
+
+
 def test_smallest_effect_by_hand():
     got = stats.over_seeds([-1.0, 0.0, 1.0])  # se = 3^-1/2, df = 2
-    assert stats.smallest_effect(got) == pytest.approx((4.302653 + 1.060660) / 3**0.5, abs=1e-5)
+    assert stats.smallest_effect(got) == pytest.approx(5.653489 / 3**0.5, abs=1e-5)
+    for df in (2, 3, 7.5, 400):  # scipy's noncentral t
+        interval, bound = stats.Interval(0.0, -1.0, 1.0, 0.25, df, 1.0), stats.student_t.ppf(0.975, df)
+        theta, nct = stats.smallest_effect(interval) / 0.25, scipy_stats.nct
+        assert nct.sf(bound, df, theta) + nct.cdf(-bound, df, theta) == pytest.approx(0.8, abs=1e-5)
     assert stats.smallest_effect(got, power=0.9) > stats.smallest_effect(got)
     assert stats.smallest_effect(stats.over_seeds([0.1, 0.2])) is None
     with pytest.raises(ValueError, match="power must lie in"):

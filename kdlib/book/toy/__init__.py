@@ -213,10 +213,10 @@ def demo(live: bool) -> Demo:
 
 def write(out: Path) -> Path:
     """Write the page; it replaces an earlier one in one step. BookError where it can't be written."""
+    if out.is_dir():
+        raise BookError(f"{out} is a folder; name a file in it: --out {out / 'toy.html'}")
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        if out.is_dir():
-            raise BookError(f"{out} is a folder; name a file in it: --out {out / 'toy.html'}")
         beside.write_text(page(), encoding="utf-8")
         beside.replace(out)
     except OSError as error:

@@ -291,7 +291,10 @@ function lesson(state) {
 // Whether two states differ in more than the number of steps.
 const other = (a, b) => Object.keys(a).some(name => name !== "steps" && name !== "scene" && a[name] !== b[name]);
 
-function note({ state, rank, seen, distilled, teacher, done }) {
+// How far, at most, a line's distances from points are off those that the teacher's answers tell.
+const gap = (theta, seen, slope) => Math.max(...seen.map(p => Math.abs(Math.abs(distance(theta, p)) - Math.abs(p.target) / slope)));
+
+function note({ state, rank, seen, distilled, teacher, slope, done }) {
   const off = degrees(distilled, teacher), dots = n => `${n} point${n === 1 ? "" : "s"}`;
   if (!seen.length) return "The student sees no point, so it stays where training starts.";
   if (!done) return "Before the first step both students stand at the same random start.";
@@ -305,6 +308,9 @@ function note({ state, rank, seen, distilled, teacher, done }) {
   if (off === null) return "The teacher has no boundary: it needs points of both classes.";
   if (state.noise) return `The student fits the noise in the teacher’s answers: its line is ${off.toFixed(1)}° off. More points average it out.`;
   if (off > 1) return `The teacher’s boundary fits all ${seen.length} answers, but after ${done} steps the student is still ${off.toFixed(1)}° off.`;
+  if (gap(distilled, seen, slope) > 0.05) {
+    return `The teacher’s boundary fits all ${seen.length} answers, but after ${done} steps the student’s distances are still up to ${gap(distilled, seen, slope).toFixed(2)} off.`;
+  }
   return `${dots(seen.length)} not on one line: only the teacher’s boundary fits all of the teacher’s answers, and the student has found it.`;
 }
 
@@ -336,6 +342,7 @@ export function render({ model, el }) {
     choose(state.points.length - 1, true);
   }
   function remove(i) {
+    drag = null;
     const next = Math.min(i, state.points.length - 2);
     change({ points: state.points.filter((_, k) => k !== i) });
     choose(next < 0 ? null : next, true);
@@ -343,6 +350,7 @@ export function render({ model, el }) {
   function undo() {
     if (!past.length) return;
     stop();
+    drag = null;
     state = past.pop();
     gesture = null;
     syncPoints();
@@ -351,6 +359,7 @@ export function render({ model, el }) {
   }
   function open(scene) {
     stop();
+    drag = null;
     change(check(scene));
     begin();
   }
@@ -483,7 +492,7 @@ export function render({ model, el }) {
   } }, "Skip the points");
   const caption = html("p", { class: q("caption") }, html("b", {}, "Filled"), " points are the student’s; hollow ones only the teacher has seen. "
     + "Thin grey lines are others that fit the labels of the student’s points. A circle’s radius is the distance to the teacher’s boundary, as its answer tells it: a line that keeps these distances touches every circle.");
-  const figure = html("div", { class: q("figure") }, skip, picture);
+  const figure = html("div", { class: q("figure") }, ...embed ? [] : [skip], picture);
   el.classList.add("kdtoy");
   el.classList.toggle("kdtoy-embed", embed);
   el.replaceChildren(message, html("div", { class: q("scenes") }, html("div", { class: q("top") },
@@ -661,10 +670,9 @@ export function render({ model, el }) {
     for (const { name, cells } of rows) {
       const theta = shown[name], angle = degrees(theta, shown.teacher);
       const agree = hidden.filter(p => logit(theta, p) > 0 === logit(shown.teacher, p) > 0).length;
-      const gap = Math.max(...shown.seen.map(p => Math.abs(Math.abs(distance(theta, p)) - Math.abs(p.target) / shown.slope)));
       say(cells[0], angle === null ? "–" : `${angle.toFixed(1)}°`);
       say(cells[1], hidden.length ? `${agree} of ${hidden.length}` : "–");
-      say(cells[2], shown.seen.length && shown.slope && named(theta) ? gap.toFixed(2) : "–");
+      say(cells[2], shown.seen.length && shown.slope && named(theta) ? gap(theta, shown.seen, shown.slope).toFixed(2) : "–");
     }
     const i = hovered ?? selected, p = i === null ? null : shown.points[i];
     actions.hidden = !p;
@@ -682,11 +690,12 @@ export function render({ model, el }) {
       bar.style.width = `${(100 * share).toFixed(1)}%`;
       say(value, share.toFixed(3));
     }
+    say(seeButton, p.seen ? "Hide from the student" : "Show to the student");
     if (!p.seen) return say(aboutShare, "It has no part in the student’s loss.");
+    if (!state.gamma && !state.alpha) return say(aboutShare, "Both loss weights are 0, so there is no loss to share.");
     const all = losses(shown.distilled, shown.seen, shown.soft), mine = all[shown.seen.indexOf(p)], sum = all.reduce((a, b) => a + b, 0);
     say(aboutShare, sum > 1e-9 ? `Its share of the distilled student’s loss: ${(100 * mine / sum).toFixed(0)} % of ${(sum / all.length).toPrecision(2)}.`
       : "The distilled student’s loss is 0 to nine digits: every answer is matched.");
-    say(seeButton, p.seen ? "Hide from the student" : "Show to the student");
   }
 
   // Once things are at rest: words for those who listen, and the state for who keeps it (the link, Python).
