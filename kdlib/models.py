@@ -11,17 +11,18 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from kdlib import foreign, weights
-from kdlib.networks import Layers, Map, Named, Normalize, PlainNet, ResidualNet, TransformerNet
+from kdlib.networks import Dropout, Flatten, Layers, Map, Named, Normalize, PlainNet, ResidualNet, TransformerNet
 from kdlib.store import describe
 
 class MnistNet(Named):
     """The PyTorch MNIST example's network, which the paper uses for teacher and student (Sec. 5.1, appendix).
 
     Input (batch, 3, size, size). At 28 pixels the first linear layer has 9,216 inputs, as in the paper. `dropout=False`
-    leaves out both dropout layers, as the author code does. The hint layer is `conv2`, before its ReLU.
+    leaves out both dropout layers, as the author code does. The hint layer is `conv2`, before its ReLU. The example flattens by
+    channel; the order here is another, of a layer that knows none.
     """
 
-    version = 1
+    version = 2
 
     def __init__(self, size: int = 28, classes: int = 10, dropout: bool = True, mean=(0.0,), std=(1.0,)):
         side = (size - 4) // 2
@@ -31,9 +32,9 @@ class MnistNet(Named):
             normalize=Normalize(mean, std),
             conv1=nn.Conv2d(3, 32, 3), relu1=nn.ReLU(),
             conv2=nn.Conv2d(32, 64, 3), relu2=nn.ReLU(), pool=nn.MaxPool2d(2),
-            dropout1=nn.Dropout(0.25 if dropout else 0.0), flatten=nn.Flatten(),
+            dropout1=Dropout(0.25 if dropout else 0.0), flatten=Flatten(),
             fc1=nn.Linear(64 * side * side, 128), relu3=nn.ReLU(),
-            dropout2=nn.Dropout(0.5 if dropout else 0.0), fc2=nn.Linear(128, classes))
+            dropout2=Dropout(0.5 if dropout else 0.0), fc2=nn.Linear(128, classes))
 
 
 ARCHITECTURES = {"mnistnet": MnistNet, "residual": ResidualNet, "plain": PlainNet, "transformer": TransformerNet}

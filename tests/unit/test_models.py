@@ -86,7 +86,7 @@ def test_taps_record_the_named_layers(net):
         logits = net(IMAGES)
     before_relu = net.conv2(net.relu1(net.conv1(IMAGES)))
     assert torch.equal(seen["conv2"], before_relu) and (before_relu < 0).any()
-    assert torch.equal(seen["fc1"], net.fc1(net.pool(before_relu.relu()).flatten(1)))
+    assert torch.equal(seen["fc1"], net.fc1(net.flatten(net.pool(before_relu.relu()))))
     assert set(seen) == {"conv2", "fc1"} and logits.shape == (2, 10)
 
 
