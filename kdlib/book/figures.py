@@ -36,6 +36,12 @@ def use_style() -> None:
         set_matplotlib_formats("retina")
 
 
+def wrapped(text: str, width: int = 66) -> str:
+    """On as few lines of at most `width` characters as will do, of much the same length."""
+    lines = max(1, len(textwrap.wrap(text, width)))
+    return next(found for narrow in range(max(1, len(text) // lines), width + 1) if (found := textwrap.fill(text, narrow)).count("\n") < lines)
+
+
 def name(method: str) -> str:
     return NAMES.get(method, f"{method} (of T*)" if method.endswith("*") else method)
 
@@ -75,7 +81,7 @@ def arms(results: Results, *, measure: str, methods: list[str], domains: dict[st
         _label(axis, heading, label, len(domains))
         axis.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.4g}")
     _rows(np.atleast_1d(axes)[0], [name(m) for m in methods])
-    figure.suptitle(textwrap.fill(title, 66))
+    figure.suptitle(wrapped(title))
     return figure
 
 
@@ -94,7 +100,7 @@ def effects(results: Results, *, measure: str, contrasts: list[tuple[str, str]],
         _label(axis, heading, label, len(domains))
         axis.xaxis.set_major_formatter(points)
     _rows(np.atleast_1d(axes)[0], [f"{m} − {r}" if r != "Ind" else name(m) for m, r in contrasts])
-    figure.suptitle(textwrap.fill(title, 66))
+    figure.suptitle(wrapped(title))
     return figure
 
 
@@ -120,7 +126,7 @@ def profile(results: Results, *, measure: str, methods: list[str], rows: list[st
         axis.xaxis.set_major_formatter(points)
     _rows(axes[0][0], list(rows))
     figure.legend([plt.Line2D([], [], **marker(m, 6)) for m in methods], [name(m) for m in methods], loc="outside lower center", ncols=len(methods))
-    figure.suptitle(textwrap.fill(title, 66))
+    figure.suptitle(wrapped(title))
     return figure
 
 
@@ -164,7 +170,7 @@ def curves(results: Results, *, measure: str, methods: list[str], along: dict[fl
     low, high = axes[0][0].get_ylim()
     axes[0][0].set(ylabel=label, ylim=(max(low, -0.02), min(high, 1.02)))  # an interval may leave [0, 1], a share does not
     figure.legend(list(handles.values()), [name(m) for m in handles], loc="outside lower center", ncols=4)
-    figure.suptitle(textwrap.fill(title, 66))
+    figure.suptitle(wrapped(title))
     return figure
 
 
@@ -212,7 +218,7 @@ def planes(rows: list[Plane], *, margin: float, title: str) -> Figure:
             axis.set_xlabel("" if method == "T" else f"{100 * (region == plane.region['T']).mean():.0f} % as T", labelpad=2)
     for axis, method in zip(axes[0, 1:], methods):
         axis.set_title(name(method))
-    figure.suptitle(textwrap.fill(title, 66))
+    figure.suptitle(wrapped(title))
     return figure
 
 
@@ -238,7 +244,7 @@ def scatter(panels: list[list[dict[str, tuple]]], *, x: list[list[str]], y: list
             for direction in axis.xaxis, axis.yaxis:
                 direction.set_major_formatter(lambda value, _: f"{100 * value:.4g}")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    figure.suptitle(textwrap.fill(title, 66))
+    figure.suptitle(wrapped(title))
     return figure
 
 
@@ -256,7 +262,7 @@ def pictures(images: np.ndarray, captions: list[str], *, columns: int, rows: lis
     for axis, text in zip(axes[:, 0], rows or []):
         axis.text(-0.15, 0.5, text, transform=axis.transAxes, ha="right", va="center", fontsize=11)
     if title:
-        figure.suptitle(textwrap.fill(title, 66))
+        figure.suptitle(wrapped(title))
     return figure
 
 
@@ -289,7 +295,7 @@ def maps(images: np.ndarray, heat: dict[str, np.ndarray], captions: dict[str, li
         axis.set_axis_off()
     for axis, heading in zip(axes[0], ("image", *map(name, heat))):
         axis.set_title(heading, fontsize=10)
-    figure.suptitle(textwrap.fill(title, 66))
+    figure.suptitle(wrapped(title))
     return figure
 
 

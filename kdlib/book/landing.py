@@ -3,7 +3,6 @@ the edition's date, the citation."""
 
 import datetime
 import re
-import textwrap
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -212,7 +211,7 @@ def draw(every: list[Row], found: dict[str, Results]) -> Figure:
             "minus its twin of teacher T*": plt.Line2D([], [], **grey | HOLLOW, markersize=3.8, linewidth=0.8),
             "taken over": Patch(color="#555555", alpha=0.2, linewidth=0)}
     figure.legend(keys.values(), keys, loc="outside lower center", ncols=len(keys), fontsize=10)
-    figure.suptitle(textwrap.fill(title(every, found), 66))
+    figure.suptitle(figures.wrapped(title(every, found)))
     return figure
 
 
@@ -221,7 +220,7 @@ def _lanes(every: list[Row]) -> tuple[list[tuple[float, str, Row | None]], dict[
     property's block begins and ends."""
     short, of_pairs, lanes, blocks, top = _short(every), _pairs(every), [], {}, 0.0
     for of, group in groupby(every, lambda row: row.of):
-        begin, words = top, _wrapped(f"{of.says}:")
+        begin, words = top, figures.wrapped(f"{of.says}:", 36)
         tall = 0.35 + words.count("\n") + 1
         lanes.append((top + tall / 2 + 0.1, words, None))
         top += tall
@@ -239,12 +238,6 @@ def _lanes(every: list[Row]) -> tuple[list[tuple[float, str, Row | None]], dict[
 
 def _setting(row: Row) -> str:
     return WORDS.get(row.domain, row.domain)
-
-
-def _wrapped(text: str) -> str:
-    """On as few lines of at most 36 characters as will do, of much the same length."""
-    lines = len(textwrap.wrap(text, 36))
-    return next(wrapped for width in range(len(text) // lines, 37) if (wrapped := textwrap.fill(text, width)).count("\n") < lines)
 
 
 def _interval(axis, line: float, effect: dict, style: dict, low: float, high: float, width: float) -> None:
