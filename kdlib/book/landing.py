@@ -130,7 +130,7 @@ def _effects(of: Property, found: dict[str, Results]) -> Iterator[tuple[Claim, d
                 and not variant(claim.method, found[of.chapter]):
             if judgement := judge(claim, found[of.chapter]):
                 yield from ((claim, effect) for where, effect in judgement["rows"].items()
-                            if effect["effect"] is not None and judgement["settled"][where] != "void")
+                            if effect["effect"] is not None and (judgement["settled"][where] != "void" or effect["low"] is None))
 
 
 def _methods(every: list[Row]) -> list[str]:

@@ -182,7 +182,7 @@ def test_all_pairs_are_drawn_with_their_intervals_the_first_large_and_all_must_a
     assert f"| coloured digits, C\N{NO-BREAK SPACE}→ D | {text.points(every[1].twin['KL'])} |".replace("\N{NO-BREAK SPACE}[", " [") in said
     alone = {SLUG: made(GAINS)}
     assert "drawn\nlarge" not in landing.page(landing.rows(alone), alone, "generated")
-    assert landing.title(every, found).startswith("In every pair tested, students take over 1 of 1 properties by KL, none of 1 by Hint")
+    assert landing.title(every, found).startswith("In every pair that a claim is about, students take over 1 of 1 properties by KL, none of 1 by Hint")
     figure = landing.draw(every, found)
     axis, style = figure.axes[0], landing.figures.marker("KL")
     marks = [(float(line.get_xdata()[0]), line.get_markersize()) for line in axis.lines if line.get_marker() == "s" and line.get_markerfacecolor() == style["color"]]
