@@ -50,14 +50,14 @@ PROPERTIES = (
     Property("adversarial", "fooled", "is fooled by what fools its teacher"),
     Property("invariance", "agreement", "keeps its answer when colours change"),
     Property("unseen-domains", "consensus", "answers like its teacher on unfamiliar pictures"),
-    Property("domain-adaptation", "accuracy", "knows what only its teacher saw"),
-    Property("decision-boundary", "boundary agreement", "draws its boundary where its teacher does"),
+    Property("domain-adaptation", "accuracy", "knows more of what only its teacher saw"),
+    Property("decision-boundary", "boundary agreement", "draws its boundary more like its teacher"),
 )
 
 
 OWN = {  # what a student can have from its very own teacher, where each seed has one
     ("domain-adaptation", "agreement, T wrong, own students minus other seeds'"): "repeats its teacher's errors",
-    ("decision-boundary", "boundary agreement, own students minus other seeds'"): "draws its boundary where its teacher does",
+    ("decision-boundary", "boundary agreement, own students minus other seeds'"): "draws its boundary more like its teacher",
 }
 
 
@@ -161,9 +161,9 @@ def tally(every: list[Row]) -> str:
 
 
 def _which(every: list[Row], *panels: str) -> str:
-    """'KL: is fooled by what fools its teacher, ...; Hint: ...; CRD: none shown'."""
+    """'KL: is fooled by what fools its teacher, ...; Hint: ...; CRD: none in every setting'."""
     found = {m: handed_on(every, m, *panels) for m in METHODS}
-    return "; ".join(f"*{m}* " + ("none shown" if not which else ", ".join(of.says for of in which)) for m, (which, of) in found.items() if of)
+    return "; ".join(f"*{m}* " + ("none in every setting" if not which else ", ".join(of.says for of in which)) for m, (which, of) in found.items() if of)
 
 
 def title(every: list[Row], found: dict[str, Results]) -> str:
@@ -253,8 +253,8 @@ def _interval(axis, line: float, effect: dict, style: dict, low: float, high: fl
 CAPTION = """\
 What a distilled student takes over, in percentage points, by method. Filled: the student minus its independent twin (same initial
 weights, same images, no teacher; where maps are compared, minus a second independent student). Hollow: minus the same student of T\\*, a
-teacher without the property, or another one where every teacher has it. Bars are 95 % intervals over seeds and test items,
-in the chapters on images of one teacher for all seeds of a pair; an arrow means that the interval goes on. {pairs}Shaded: the property counts as taken over, which it does if every filled bar of its block lies above
+teacher that lacks the property or, where every teacher has it, simply another teacher. Bars are 95 % intervals over seeds and test items;
+in the chapters on images one teacher serves all seeds of a pair, so they say nothing about other teachers. An arrow means that the interval goes on. {pairs}Shaded: the property counts as taken over, which it does if every filled bar of its block lies above
 zero; the hollow ones show how much of that is owed to what this teacher had learned."""
 
 PAIRS = """\
@@ -273,11 +273,11 @@ def page(every: list[Row], found: dict[str, Results], folder: str) -> str:
     if not _nothing(every, found):
         lines.append(f"- **A student, more than its independent twin**: {_which(every, 'twin')}.")
         if against := _which(every, "twin", "control"):
-            lines.append(f"- **And more than the same student of T\\***: {against}. That part is owed to what its teacher had learned, and not to being taught as such. "
+            lines.append(f"- **Of these, also more than the same student of T\\***: {against}. That part is owed to what its teacher had learned, and not to being taught as such. "
                          "What is not shown need not be absent: where bars are wide, these runs cannot tell.")
         if own := _own(found):
             lines.append(f"- **And more than students of other teachers that were trained like its own** (asked on digits, where each seed has a teacher): {own}. "
-                         "Of errors and boundaries, only that is shown to come from one very teacher.")
+                         "Of errors and boundaries, " + ("only that" if " on " in own else "nothing") + " is shown to come from one very teacher.")
     lines += [f"- {text}" for text in (_variant(found), _verdicts(found), _stand_in(found)) if text]
     lines += ["", "::::{dropdown} The numbers of this figure, and what they rest on", *_numbers(every, "twin", "independent twin")]
     lines += _numbers(every, "control", "twin of teacher T\\*") if any(row.control for row in every) else []

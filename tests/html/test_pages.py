@@ -69,7 +69,7 @@ def test_landing_page_draws_the_results_that_the_folder_holds(book):
     results = only[SLUG]
     for table, reference in (twin, "Ind"), (control, "{}*"):
         rows = [[cell.get_text(strip=True).replace(" [", "\N{NO-BREAK SPACE}[") for cell in row.find_all("td")] for row in table.find_all("tr")[1:]]
-        assert [row[:2] for row in rows] == [["knows what only its teacher saw", where] for where in ("coloured digits", "digits over photographs")]
+        assert [row[:2] for row in rows] == [["knows more of what only its teacher saw", where] for where in ("coloured digits", "digits over photographs")]
         for (_, _, *cells), domain in zip(rows, ("color", "M")):
             assert cells == [text.points(results.find(measure="accuracy", domain=domain, method=m, reference=reference.format(m))) for m in landing.METHODS if not claims.variant(m, results)]
 
@@ -132,12 +132,12 @@ def test_a_property_is_handed_on_where_every_setting_is_clear_of_zero():
     assert [(row.domain, list(row.twin)) for row in shown] == [("color", list(landing.METHODS)), ("M", list(landing.METHODS))]
     assert landing.title(shown, found) == "Students take over 1 of 1 properties by KL, none of 1 by Hint, none of 1 by CRD"
     says = landing.PROPERTIES[4].says
-    assert f"independent twin**: *KL* {says}; *Hint* none shown; *CRD* none shown." in landing.page(shown, found, "generated")
-    assert f"of T\\***: *KL* {says}; *Hint* none shown" in landing.page(shown, found, "generated")
+    assert f"independent twin**: *KL* {says}; *Hint* none in every setting; *CRD* none in every setting." in landing.page(shown, found, "generated")
+    assert f"of T\\***: *KL* {says}; *Hint* none in every setting" in landing.page(shown, found, "generated")
     for effect in found[SLUG].effects:  # a gain that the control has, too
         if effect["reference"] == "KL*":
             effect["low"] = -0.1
-    assert "of T\\***: *KL* none shown" in landing.page(landing.rows(found), found, "generated")
+    assert "of T\\***: *KL* none in every setting" in landing.page(landing.rows(found), found, "generated")
 
 
 def test_what_students_have_from_their_very_own_teacher_is_said_where_it_was_asked():
