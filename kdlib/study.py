@@ -158,12 +158,12 @@ def _work(todo: dict[Job, set[Job]], store: Store, copies: Copies, executor: Exe
                 future.result()
                 if isinstance(job[0], Run):
                     copies.trained(job[0], store)  # before its students are trained
-            except BrokenExecutor as error:
-                raise StoreError("study: a process died while it computed, perhaps for lack of memory; what had finished is in the store, "
-                                 "the same command goes on from there; with --jobs 1 it needs the least memory") from error
-            except Exception as error:
+            except BaseException as error:
                 begun = [other for other in running if not other.cancel()]
-                if begun:  # hours of work, perhaps
+                if isinstance(error, BrokenExecutor):
+                    raise StoreError("study: a process died while it computed, perhaps for lack of memory; what had finished is in the store, "
+                                     "the same command goes on from there; with --jobs 1 it needs the least memory") from error
+                if begun and isinstance(error, Exception):  # hours of work, perhaps; an interrupt does not wait for them
                     progress(f"{job[0] if isinstance(job[0], Run) else type(job[0]).__name__} failed ({type(error).__name__}); "
                              f"{len(begun)} begun beside it will be finished first")
                     wait(begun)

@@ -252,6 +252,22 @@ def test_what_was_begun_beside_a_failure_lands_first(store):
     assert said[-1] == "Fails failed (ValueError); 1 begun beside it will be finished first"
 
 
+def test_an_interrupt_waits_for_nothing_and_leaves_nothing_queued(store):
+    submitted = []
+
+    class Interrupted(tiny.ThreadPoolExecutor):
+        def submit(self, *call):
+            submitted.append(Future())
+            if len(submitted) == 1:
+                submitted[0].set_exception(KeyboardInterrupt())
+            return submitted[-1]
+
+    finish(TEACHER, store), finish(ALONE, store)
+    with pytest.raises(KeyboardInterrupt):
+        complete([T, IND], store, jobs=Interrupted(1), progress=tiny.quiet)
+    assert [future.cancelled() for future in submitted] == [False, True]
+
+
 def test_a_process_that_dies_is_one_clear_line(store):
     class Dead(tiny.ThreadPoolExecutor):
         def submit(self, *call):
