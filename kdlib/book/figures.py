@@ -233,10 +233,15 @@ def _inside(region: np.ndarray, low: np.ndarray, high: np.ndarray):
 
 
 def scatter(panels: list[list[dict[str, tuple]]], *, x: list[list[str]], y: list[str], title: str) -> Figure:
-    """A grid of panels, each with (x values, y values) by method, one point a seed. `x` labels panels, `y` columns; shares in %."""
+    """A grid of panels, each with (x values, y values) by method, one point a seed, and a least-squares line for each seed over its methods.
+    `x` labels panels, `y` columns; shares in %."""
     figure, axes = plt.subplots(len(panels), len(panels[0]), figsize=(WIDTH, 0.9 + 2.7 * len(panels)), squeeze=False)
     for line, row, labels in zip(axes, panels, x):
         for axis, by_method, across, up in zip(line, row, labels, y):
+            for a, b in np.array(list(by_method.values()), dtype=float).transpose(2, 1, 0):
+                if np.ptp(a) > 0:
+                    ends = np.array([a.min(), a.max()])
+                    axis.plot(ends, np.polyval(np.polyfit(a, b, 1), ends), color="#999999", linewidth=0.8, zorder=1)
             for method, (a, b) in by_method.items():
                 axis.plot(a, b, **marker(method, 7), label=name(method), alpha=0.85)
             axis.set(xlabel=across, ylabel=up)

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 
 from kdlib.book import ROOT, figures
 from kdlib.book.chapters import sources
-from kdlib.book.claims import CLAIMS, Claim, standing, variant
+from kdlib.book.claims import CLAIMS, Claim, standing, variant, verdicts
 from kdlib.book.headline import against_control, basis, judge
 from kdlib.book.results import Results
 from kdlib.book.text import count, gains, listed, pairs, points
@@ -331,14 +331,19 @@ def _own(found: dict[str, Results]) -> str:
 
 def _verdicts(found: dict[str, Results]) -> str:
     """'Of the paper's claims ..., 9 are replicated, 2 partly, ...'."""
-    words = [judgement["verdict"] for claim in CLAIMS if claim.chapter in found and (judgement := judge(claim, found[claim.chapter]))]
-    tested = [word for word in words if not word.startswith("not tested")]
-    if not tested:
+    judged = [judgement for slug in sorted({claim.chapter for claim in CLAIMS} & set(found)) for judgement in verdicts(slug, found[slug])
+              if not judgement["verdict"].startswith("not tested")]
+    if not judged:
         return ""
+    words = [judgement["verdict"] for judgement in judged]
     order = ("replicated", "supported", "partly", "not replicated", "not supported", "inconclusive")
-    parts = [f"{tested.count(word)} {word}" for word in order if word in tested]
-    return (f"**The paper's claims**, of which this edition tests {len(tested)}: {listed(parts, '')}. A verdict is computed from intervals and "
-            "judges direction; {doc}`statistics` defines the words.")
+    parts = [f"{words.count(word)} {word}" for word in order if word in words]
+    borne = [judgement for judgement in judged if judgement["verdict"] in ("replicated", "supported") and judgement["claim"].side]
+    firm = sum(all(p is None or p <= 0.05 for p in judgement["holm"].values()) for judgement in borne)
+    return (f"**The paper's claims**, of which this edition tests {len(judged)}: {listed(parts, '')}. A verdict is computed from intervals, each by itself, and "
+            "judges direction; {doc}`statistics` defines the words."
+            + (f" After Holm's correction over the claims of its chapter, {firm} of the {count(len(borne), 'replicated or supported claim')} of a difference "
+               f"{'stands' if firm == 1 else 'stand'} in every setting." if borne else ""))
 
 
 def _variant(found: dict[str, Results]) -> str:

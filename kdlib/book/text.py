@@ -2,12 +2,13 @@
 
 import html
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from IPython.display import HTML, Markdown
 
 from kdlib.book.chapters import PROFILES, source
-from kdlib.book.claims import FEW, in_words
+from kdlib.book.claims import FEW, in_words, standing
 from kdlib.book.results import Results, smallest
 
 
@@ -35,17 +36,33 @@ def effect(row: dict, unit: str) -> str:
 
 
 def _with_interval(effect: dict, scale: float, digits: int) -> str:
+    """An interval that is clear of zero gets up to two digits more, where rounding would set its end on zero."""
     if effect["effect"] is None:
         return "–"
-    numbers = [f"{scale * effect[k]:+.{digits}f}" for k in ("effect", "low", "high") if effect[k] is not None]
+    if clear(effect):
+        near = scale * min(abs(effect["low"]), abs(effect["high"]))
+        digits = next((d for d in (digits, digits + 1) if round(near, d)), digits + 2)
+    numbers = [signed(scale * effect[k], digits) for k in ("effect", "low", "high") if effect[k] is not None]
     return typeset(numbers[0] + (f" [{numbers[1]}, {numbers[2]}]" if len(numbers) == 3 else ""))
+
+
+def signed(value: float, digits: int) -> str:
+    """'+8.1', '-0.3'; and '0.0' for what rounds to it from either side."""
+    return f"{value:+.{digits}f}" if round(value, digits) else f"{0:.{digits}f}"
 
 
 def transfer(effect: dict) -> str:
     """Transfer with Fieller's interval, or the flag that says why there is none."""
     if effect["transfer"] is None:
         return effect["flag"] or "–"
-    return typeset(f"{effect['transfer']:.2f} [{effect['transfer_low']:.2f}, {effect['transfer_high']:.2f}]")
+    return typeset(f"{effect['transfer']:z.2f} [{effect['transfer_low']:z.2f}, {effect['transfer_high']:z.2f}]")
+
+
+def of_lead(effect: dict) -> str:
+    """A gain as part of its teacher's lead, with Fieller's interval: '76 % [29, 86] of the teacher's lead'; '' where there is no clear gain or no lead."""
+    if effect["transfer"] is None or not gains(effect):
+        return ""
+    return typeset(f"{100 * effect['transfer']:.0f} % [{100 * effect['transfer_low']:z.0f}, {100 * effect['transfer_high']:z.0f}]") + " of the teacher's lead"
 
 
 def verdicts(judged: list[dict], section: str) -> HTML:
@@ -126,6 +143,34 @@ def pairs(names: Sequence[str]) -> dict[str, str]:
 def unbroken(pair: str) -> str:
     """The name of a pair, which a line breaks behind its arrow only."""
     return pair.replace("->", "\N{NO-BREAK SPACE}→ ").replace("-", "\N{NON-BREAKING HYPHEN}")
+
+
+class OwnTeacher(NamedTuple):
+    """What students have from their very own teacher, as `own_teacher` finds it."""
+
+    particular: dict[str, list[str]]  #: by method, the domains that stand after Holm's correction
+    before: list[str]  #: 'KL on M': those that only stand before it
+    asked: int  #: intervals that the correction is over
+    astray: list[str]  #: 'Ind on color': those of students that never met T, and yet exclude zero
+    controls: list[str]  #: sentences about these
+
+
+def own_teacher(rows: Mapping[tuple[str, str], dict], distilled: Sequence[str]) -> OwnTeacher:
+    """From the differences between own students and those of other seeds by (method, domain); a starred method is a twin of T*."""
+    asked = {at: row for at, row in rows.items() if at[0] in distilled}
+    stands = standing(asked)
+    alone = {"Independent students, which met no T": [at for at in rows if at[0] in ("Ind", "Ind2")],
+             "Students of T\\*, which started from T's initial weights": [at for at in rows if at[0].endswith("*")]}
+    astray, controls = [], []
+    for who, its in alone.items():
+        held = [at for at in its if rows[at]["low"] is not None]
+        clear_ = [" on ".join(at) for at in held if clear(rows[at])]
+        astray += clear_
+        if held:
+            controls.append(f"{who}, should show no difference: of {count(len(held), 'interval')} {len(clear_)} exclude{'s' * (len(clear_) == 1)} zero"
+                            + (f" ({', '.join(clear_)})." if clear_ else "."))
+    return OwnTeacher({m: [domain for method, domain in asked if method == m and (m, domain) in stands] for m in distilled},
+                      [" on ".join(at) for at, row in asked.items() if gains(row) and at not in stands], len(asked), astray, controls)
 
 
 def would_have_found(effects: Sequence[dict]) -> str:

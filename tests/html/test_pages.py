@@ -220,6 +220,16 @@ def test_stand_in_data_are_said_to_earn_no_verdict():
         assert ("No verdict" in landing.page(landing.rows(found), found, "generated")) == said == ("replicated" not in landing.page(landing.rows(found), found, "generated"))
 
 
+def test_verdicts_are_counted_and_how_many_stand_after_correction():
+    found = {SLUG: made(GAINS)}
+    assert "tests 3: 1 replicated, 1 partly and 1 not replicated." in (said := landing.page(landing.rows(found), found, "generated"))
+    assert "the claims of its chapter, 1 of the 1 replicated or supported claim of a difference stands in every setting." in said
+    for row in found[SLUG].matching(method="KL", reference="Ind", domain="M"):  # clear by itself, and not among six
+        row["p"] = 0.04
+    said = landing.page(landing.rows(found), found, "generated")
+    assert "1 replicated, 1 partly" in said and "0 of the 1 replicated or supported claim of a difference stand in every setting." in said
+
+
 def test_an_interval_beyond_the_panel_ends_in_an_arrow():
     narrow, wide = made(GAINS), made(GAINS)
     next(e for e in wide.effects if e["reference"] == "Ind")["high"] = 3.0
