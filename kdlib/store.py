@@ -207,14 +207,15 @@ class Store:
             raise StoreError(f"store: cannot remove {kept.folder}: {error.strerror or error}") from error
         return True
 
-    def archive(self, keys: Iterable[str], file: Path) -> None:
-        """`pack` measurements."""
+    def archive(self, keys: Iterable[str], file: Path) -> dict[str, Entry]:
+        """`pack` measurements, and return them by key."""
         entries = {k: self.read("measure", k) for k in sorted(set(keys))}
         missing = [k for k, entry in entries.items() if entry is None]
         if missing:
             raise StoreError(f"store: {len(missing)} of {len(entries)} measurements are not in {self.root}, so they cannot "
                              f"be archived; run the chapter again")
         pack(entries, file)
+        return entries
 
     def _from_archives(self) -> dict[str, Entry]:
         if self._archived is None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from kdlib import cluster, study
 from kdlib.book import ROOT, BookError
 from kdlib.book.chapters import source
-from kdlib.book.results import Results, archives
+from kdlib.book.results import Results, archives, contents
 from kdlib.measures import Measure
 from kdlib.store import Arrays, Store, describe
 from kdlib.train import machine
@@ -80,7 +80,7 @@ class Chapter:
             "versions": {"python": platform.python_version(), **{p: version(p) for p in ("kdlib", "torch", "numpy", "scipy")}},
             "seeds": list(range(max(parameters.get("seeds", 1), parameters.get("first_seeds", 0)))),
             "start": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "duration": None, "measurements": []})
+            "duration": None, "measurements": [], "contents": contents({})})
         if self.published:  # the numbers are those of that machine and day
             self.results.provenance.update({name: self.published[name] for name in ("versions", "start", "duration")})
 
@@ -111,6 +111,7 @@ class Chapter:
             raise PartDone(f"{len(wanted)} of {len(measures)} measurements are in the store; "
                            "run without --only to write the chapter")
         self.results.provenance["measurements"] = sorted(m.key for m in got)
+        self.results.provenance["contents"] = contents({m.key: arrays for m, arrays in got.items()})
         self.results.provenance["objectives"] = objectives = {}  # with the loss weights that parameters may leave to a file
         for at, m in measures.items():
             if run := getattr(m, "run", None):

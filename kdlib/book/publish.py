@@ -18,7 +18,7 @@ def publish(chapter: Source, executed: Path, root: Path = ROOT) -> str:
     """Check an executed chapter of the folder `executed`, then put it under book/. Returns a line about it.
 
     Refused, with the reason: a source that has changed since, results of another execution, the smoke profile,
-    measurements that are no longer in the store.
+    measurements that are no longer in the store, or no longer the same.
     """
     notebook = executed / f"{chapter.slug}.ipynb"
     if not notebook.exists():
@@ -40,7 +40,9 @@ def publish(chapter: Source, executed: Path, root: Path = ROOT) -> str:
                   Path(folder, "json"): target / "results" / f"{chapter.slug}.json",
                   Path(folder, "ipynb"): target / "chapters" / notebook.name}
         archive, numbers, page = staged
-        Store(archives=results_file.archives(chapter.slug, root)).archive(results.provenance["measurements"], archive)
+        kept = Store(archives=results_file.archives(chapter.slug, root)).archive(results.provenance["measurements"], archive)
+        if results_file.contents({key: entry.arrays for key, entry in kept.items()}) != results.provenance["contents"]:
+            raise BookError(f"{chapter.slug}: the store's measurements are not those that it was executed with in {executed}; run it again")
         size = archive.stat().st_size
         if size > LARGEST:
             raise BookError(f"{chapter.slug}: its measurements are {size / 1e6:.1f} MB, more than {LARGEST / 1e6:.0f} MB")

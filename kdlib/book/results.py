@@ -1,21 +1,24 @@
 """results/SLUG.json: one schema, read by everything downstream (documented in book/reproduce.md)."""
 
 import dataclasses
+import hashlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from kdlib import stats
 from kdlib.book import ROOT, BookError
+from kdlib.store import Arrays, digest
 
 VERSION = 1
 RECORD = ("pair", "condition", "domain", "method", "seed", "measure", "value", "n")
 EFFECT = ("pair", "condition", "domain", "method", "reference", "measure",
           *(f.name for f in dataclasses.fields(stats.Effect)))
 PROVENANCE = ("parameters", "profile", "commit", "source", "device", "dtype", "versions", "seeds", "start", "duration",
-              "measurements")
+              "measurements", "contents")
 
 
 @dataclasses.dataclass
@@ -112,6 +115,11 @@ def read(path: Path) -> Results:
     if problems:
         raise BookError(f"{path}: {'; '.join(problems)}; run the chapter again: kdlib run {path.stem}")
     return Results(body["chapter"], body["provenance"], body["records"], body["effects"])
+
+
+def contents(measured: Mapping[str, Arrays]) -> str:
+    """A digest of what measurements hold, by their keys."""
+    return hashlib.sha256("".join(f"{key} {digest(measured[key])}\n" for key in sorted(measured)).encode()).hexdigest()[:16]
 
 
 def archives(slug: str = "", root: Path = ROOT) -> list[Path]:

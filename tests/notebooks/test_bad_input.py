@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdlib.book import ROOT, chapters, command, stock
+from kdlib.book import ROOT, chapters, command, headline, stock
 from kdlib.book import publish as publishing
 from kdlib.store import Store, key
 from notebooks_command import CHAPTERS, SLUG, executed, kdlib
@@ -155,6 +155,16 @@ def empty_store(place):
     return {"KDLIB_CACHE": str(place["store"])}
 
 
+def measured_again(place):
+    """The store behind `out`, one of whose measurements came out differently."""
+    shutil.copytree(os.environ["KDLIB_CACHE"], place["store"])
+    store = Store(place["store"])
+    entry = store.read("measure", min(json.loads((place["out"] / "results" / f"{SLUG}.json").read_text())["provenance"]["measurements"]))
+    shutil.rmtree(place["store"] / "measure" / key(entry.spec))
+    store.write("measure", entry.spec, {name: array[::-1] for name, array in entry.arrays.items()}, entry.info)
+    return empty_store(place)
+
+
 def damaged_archive(place):
     (place["root"] / "book" / "results" / f"{SLUG}.npz").write_bytes(b"PK\3\4 and no more")
     return empty_store(place)
@@ -290,6 +300,7 @@ CASES = {  # name: (what is spoilt, the command, what the line says)
     "publishing the smoke profile": (lambda place: shutil.copytree(place["smoke"], place["out"], dirs_exist_ok=True) and None, PUBLISH,
                                      f"{SLUG}: the smoke profile proves that a chapter runs and claims nothing; it is not published"),
     "publishing without measurements": (empty_store, PUBLISH, "store: 93 of 93 measurements are not in {store}, so they cannot be archived"),
+    "publishing what was measured again": (measured_again, PUBLISH, f"{SLUG}: the store's measurements are not those that it was executed with in {{out}}; run it again"),
     "a damaged archive": (damaged_archive, PUBLISH, f"store: the archive {{root}}/book/results/{SLUG}.npz is damaged: "),
     "a damaged kept archive": (kept_is_damaged, PUBLISH, "store: the archive {root}/book/results/kept/part.npz is damaged: "),
     "as published, but is not": (remove("root", f"book/results/{SLUG}.json"), [*RUN, "--as-published"], f"no results at {{root}}/book/results/{SLUG}.json"),
@@ -308,6 +319,7 @@ def test_bad_input(good, smoke, place, monkeypatch, capsys, spoil, words, messag
         monkeypatch.setattr(module, "sources", sources)
     monkeypatch.setattr(command, "ROOT", place["root"])
     monkeypatch.setattr(publishing, "publish", functools.partial(publishing.publish, root=place["root"]))
+    monkeypatch.setattr(headline, "update", lambda: "")  # README.md is not in `root`
     before = contents(*good, place["root"], place["out"])
     assert command.main([word.format(**place) for word in words]) == 1
     is_one_clear_line(capsys.readouterr().err, message.format(**place))
