@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -111,9 +112,10 @@ def square(file: Path, size: int) -> np.ndarray:
 def decoded(name: str, spec: dict, size: int, find: Callable[[], tuple[Collection, list[tuple[Path, int]]]]) -> tuple[Tensor, Tensor]:
     """Pixels (n, size, size, 3) uint8, mapped into memory, and labels (n,) int64 of what `spec` determines. They are not to be changed.
 
-    They are kept in the cache under the hash of `spec`, verified when first opened, and made where they are not there or damaged (which is
-    said): of the pictures that `find` gives with their labels. Only one process makes them at a time.
+    They are kept in the cache under the hash of `spec` and of the decoder's version, verified when first opened, and made where they are not
+    there or damaged (which is said): of the pictures that `find` gives with their labels. Only one process makes them at a time.
     """
+    spec = spec | {"pillow": version("pillow")}
     folder = cache_root() / "data" / "pixels" / f"{name}-{key(spec)[:16]}"
     try:
         return _open(folder)

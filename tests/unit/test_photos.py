@@ -388,6 +388,9 @@ def test_pictures_are_decoded_once(folder, monkeypatch):
     assert len(done) == 13, "a limit decodes no more than it needs"
     suite(folder, 12).test("photo", "cpu")
     assert len(done) == 22
+    monkeypatch.setattr(pixels, "version", lambda name: "another")
+    suite(folder, 12).test("photo", "cpu")
+    assert len(done) == 31, "another decoder may come to other pixels"
 
 
 def test_decoded_pictures_map_into_memory_and_are_not_changed_through_it(folder):
