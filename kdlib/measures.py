@@ -66,6 +66,20 @@ class Items(Measure):
 
 
 @dataclass(frozen=True)
+class Groups(Measure):
+    """What the items of a test domain have in common: `group` (ways, n) int16, for each thing in `data.sharing[domain]` a number for each item;
+    items of one number share it, and are not independent (`kdlib.stats.crossed`)."""
+
+    data: object
+    domain: str
+
+    version: ClassVar[int] = 1
+
+    def compute(self):
+        return {"group": self.data.groups(self.domain)}
+
+
+@dataclass(frozen=True)
 class Pictures(Measure):
     """Those of the first `items` images of a test domain whose class is one of `classes`: `index` (k,), and `image` (k, 3, size, size) uint8."""
 

@@ -7,6 +7,8 @@ a teacher moves its students on the *same* images, and an interval over seeds al
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -54,7 +56,7 @@ class Effect:
     p: float | None
 
 
-def crossed(d: ArrayLike, *, level: float = 0.95) -> Interval:
+def crossed(d: ArrayLike, *, groups: Sequence[ArrayLike] = (), level: float = 0.95) -> Interval:
     """Mean of paired differences d (n seeds, m items), with an interval for new seeds and new items.
 
         SE^2 = max(v_s/n + v_t/m - v_r/(n m), v_s/n)
@@ -65,9 +67,15 @@ def crossed(d: ArrayLike, *, level: float = 0.95) -> Interval:
     d_ij - row_i - column_j + mean (divisor (n-1)(m-1)), which v_s/n and v_t/m both contain and which is taken off once.
     The model is two-way random effects without replication (Searle, Casella and McCulloch, Variance Components, 1992).
 
-    Raises ValueError unless d is finite, two-dimensional and has n >= 1, m >= 2.
+    `groups` tell which items are not independent, as they show the same thing: label arrays (m,), one for each kind of thing that items
+    share. With one of them, of G groups, v_t/m becomes the cluster-robust G/(G - 1) sum_g (sum_{j in g} column_j - mean)^2 / m^2, with several
+    that of each alone, minus that of their pairs' intersections, and so on (Cameron, Gelbach and Miller, 2011). v_r/(n m) is treated alike,
+    seed by seed, and m - 1 becomes the smallest G - 1.
+
+    Raises ValueError unless d is finite, two-dimensional and has n >= 1, m >= 2, and each of `groups` is (m,), of at least two groups.
     """
-    return _interval(_table("crossed: d", d, (2,)), level)
+    d = _table("crossed: d", d, (2,))
+    return _interval(d, level, _forms(groups, d.shape[1]))
 
 
 def over_seeds(d: ArrayLike, *, level: float = 0.95) -> Interval:
@@ -79,13 +87,13 @@ def over_seeds(d: ArrayLike, *, level: float = 0.95) -> Interval:
     return _interval(_table("over_seeds: d", d, (1,)), level)
 
 
-def fieller(numerator: ArrayLike, denominator: ArrayLike, *,
+def fieller(numerator: ArrayLike, denominator: ArrayLike, *, groups: Sequence[ArrayLike] = (),
             level: float = 0.95) -> tuple[float, float, float] | None:
     """Ratio of means N / D of two paired tables, with Fieller's interval: (ratio, low, high), without unit.
 
         {theta : (N - theta D)^2 <= t^2 Var(N - theta D)}        (Fieller, 1954)
 
-    Both tables are (n, m), or both (n,) for measures without items. Var is SE^2 of `crossed` for the table
+    Both tables are (n, m), or both (n,) for measures without items. Var is SE^2 of `crossed`, with these `groups`, for the table
     numerator - theta denominator, and t has the degrees of freedom of that table at theta = N / D. As SE^2 is the larger
     of two quadratics in theta, the set is the union of two; (low, high) is the smallest interval that holds it.
 
@@ -99,11 +107,11 @@ def fieller(numerator: ArrayLike, denominator: ArrayLike, *,
                          "must have one shape")
     if len(a) < 3:
         return None
-    ratio, low, high = (float(x) for x in _fieller(a, b, level))
+    ratio, low, high = (float(x) for x in _fieller(a, b, level, _forms(groups, a.shape[1])))
     return None if np.isnan(low) else (ratio, low, high)
 
 
-def effect(student: ArrayLike, reference: ArrayLike, teacher: ArrayLike | None = None, *,
+def effect(student: ArrayLike, reference: ArrayLike, teacher: ArrayLike | None = None, *, groups: Sequence[ArrayLike] = (),
            level: float = 0.95) -> Effect:
     """What a student has over its reference, and the share of the teacher's lead that this makes up.
 
@@ -113,7 +121,7 @@ def effect(student: ArrayLike, reference: ArrayLike, teacher: ArrayLike | None =
     `student` and `reference` hold per-item values, (n, m), booleans or numbers, row i of both from seed i; or (n,) where
     a measure has no items that all seeds share: then both intervals are t over seeds and n_items is None. `teacher` is
     (n, m), (m,) for one teacher (all is then conditional on it), (n,) beside students of (n,), a number (1.0 for
-    relations to T), or None where transfer is not defined.
+    relations to T), or None where transfer is not defined. `groups` are those of `crossed`.
 
     Flags, each of which leaves transfer None:
         fewer than 3 seeds    no interval either
@@ -132,17 +140,18 @@ def effect(student: ArrayLike, reference: ArrayLike, teacher: ArrayLike | None =
         raise ValueError(f"effect: student {shape} and reference {np.shape(reference)} must have one shape")
     difference = s - r
     gap = None if teacher is None else _teacher(teacher, shape) - r
+    forms = _forms(groups, s.shape[1])
 
-    whole, seeds = _interval(difference, level), over_seeds(difference.mean(1), level=level)
+    whole, seeds = _interval(difference, level, forms), over_seeds(difference.mean(1), level=level)
     transfer, flag = (None, None, None), None
     if len(s) < 3:
         flag = "fewer than 3 seeds"
     elif whole.se <= 1e-9 * max(np.abs(s).max(), np.abs(r).max()):  # zero but for rounding
         flag, whole, seeds = "no spread", *(replace(i, low=None, high=None, p=None) for i in (whole, seeds))
-    elif gap is not None and not _interval(gap, level).excludes_zero:
+    elif gap is not None and not _interval(gap, level, forms).excludes_zero:
         flag = "student only" if whole.excludes_zero else "no teacher gap"
     elif gap is not None:
-        ratio, low, high = (float(x) for x in _fieller(difference, gap, level))
+        ratio, low, high = (float(x) for x in _fieller(difference, gap, level, forms))
         transfer, flag = (transfer, "unbounded") if np.isnan(low) else ((ratio, low, high), None)
     return Effect(whole.mean, whole.low, whole.high, seeds.low, seeds.high, *transfer,
                   n_seeds=len(s), n_items=shape[1] if len(shape) == 2 else None, flag=flag, se=whole.se, df=whole.df, p=whole.p)
@@ -246,14 +255,45 @@ def smallest_effect(interval: Interval, *, power: float = 0.8, level: float = 0.
 # The core works on stacks of tables, (..., n, m). A measure without items is a table of one column: its item and
 # residual deviations vanish, and what is left is Student's t over seeds.
 
-def _parts(a, b):
+class _Form(NamedTuple):
+    """A term of the variance of a mean of items: those of one label add up first."""
+
+    sign: int
+    membership: np.ndarray | None  # (m, count) of zeros and ones, None where every item is a group of its own
+    count: int
+
+
+def _forms(groups, m):
+    """The terms for items that share these groups, by inclusion and exclusion; the last argument is the number of items."""
+    groups, forms = [np.asarray(g) for g in groups], []
+    for labels in groups:
+        if labels.shape != (m,) or len(np.unique(labels)) < 2:
+            raise ValueError(f"groups must be labels ({m},) of at least two groups, got {labels.shape} of {len(np.unique(labels))}")
+    for k in range(1, len(groups) + 1):
+        for chosen in combinations(groups, k):
+            met, which = np.unique(np.stack(chosen), axis=1, return_inverse=True)
+            count = met.shape[1]
+            forms.append(_Form((-1) ** (k + 1), None if count == m else np.eye(count)[which.ravel()], count))
+    return forms or [_Form(1, None, m)]
+
+
+def _over_items(x, y, forms):
+    """Cov(mean x, mean y) for deviations x and y (..., m) of items, summed over the axis before."""
+    total, m = 0.0, x.shape[-1]
+    for sign, membership, count in forms:
+        a, b = (x, y) if membership is None else (x @ membership, y @ membership)
+        total = total + sign * (a * b).sum((-2, -1)) / max(count - 1, 1) * (count / m) / m
+    return total
+
+
+def _parts(a, b, forms):
     """What seeds, items and residuals contribute to Cov(mean a, mean b): v_s/n, v_t/m and v_r/(n m), each (...)."""
-    n, m = a.shape[-2:]
+    n = a.shape[-2]
     (row_a, column_a, residual_a), (row_b, column_b, residual_b) = _deviations(a), _deviations(b)
     with np.errstate(divide="ignore", invalid="ignore"):  # one seed: no variance over seeds
         return ((row_a * row_b).sum((-2, -1)) / (n - 1) / n,
-                (column_a * column_b).sum((-2, -1)) / max(m - 1, 1) / m,
-                (residual_a * residual_b).sum((-2, -1)) / (n - 1) / max(m - 1, 1) / (n * m))
+                _over_items(column_a, column_b, forms),
+                _over_items(residual_a, residual_b, forms) / (n - 1) / n)
 
 
 def _deviations(x):
@@ -262,17 +302,18 @@ def _deviations(x):
     return row, column, x - row - column - mean
 
 
-def _spread(d):
+def _spread(d, forms=None):
     """SE^2 and degrees of freedom of the mean of d (..., n, m)."""
-    n, m = d.shape[-2:]
-    seeds, items, residual = _parts(d, d)
+    forms = forms or _forms((), d.shape[-1])
+    n, groups = d.shape[-2], min(form.count for form in forms)
+    seeds, items, residual = _parts(d, d, forms)
     variance = np.maximum(seeds + items - residual, seeds)
     with np.errstate(divide="ignore", invalid="ignore"):  # fmax puts n - 1 in the place of 0/0
-        return variance, np.fmax(variance**2 / (seeds**2 / (n - 1) + items**2 / max(m - 1, 1)), n - 1)
+        return variance, np.fmax(variance**2 / (seeds**2 / (n - 1) + items**2 / max(groups - 1, 1)), n - 1)
 
 
-def _interval(d, level):
-    mean, (variance, df) = float(d.mean()), (float(x) for x in _spread(d))
+def _interval(d, level, forms=None):
+    mean, (variance, df) = float(d.mean()), (float(x) for x in _spread(d, forms))
     se = np.sqrt(variance).item()
     if len(d) < 3:
         return Interval(mean, None, None, se, df, None)
@@ -281,18 +322,18 @@ def _interval(d, level):
     return Interval(mean, mean - half, mean + half, se, df, p)
 
 
-def _fieller(numerator, denominator, level):
+def _fieller(numerator, denominator, level, forms=None):
     """Ratio, low and high, each (...); low and high are nan where the set is unbounded.
 
     With theta = N/D + x and the table e = numerator - N/D denominator, whose mean is zero, either set is
     (D^2 - t^2 V_DD) x^2 + 2 t^2 V_eD x - t^2 V_ee <= 0.
     """
-    gap = denominator.mean((-2, -1))
+    gap, forms = denominator.mean((-2, -1)), forms or _forms((), denominator.shape[-1])
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = numerator.mean((-2, -1)) / gap
         e = numerator - ratio[..., None, None] * denominator
-        t2 = _quantile(level, _spread(e)[1]) ** 2
-        parts = [_parts(e, e), _parts(e, denominator), _parts(denominator, denominator)]
+        t2 = _quantile(level, _spread(e, forms)[1]) ** 2
+        parts = [_parts(e, e, forms), _parts(e, denominator, forms), _parts(denominator, denominator, forms)]
         low, high, bounded = ratio, ratio, True
         for v_ee, v_ed, v_dd in [[s + i - r for s, i, r in parts], [s for s, _, _ in parts]]:
             a, b = gap**2 - t2 * v_dd, t2 * v_ed

@@ -38,14 +38,14 @@ class Results:
                                  "n": row.size if values.ndim == 2 else None})
 
     def effect(self, student: np.ndarray, reference: np.ndarray, teacher=None, *, pair: str, domain: str, method: str,
-               against: str | None, measure: str, condition: dict | None = None) -> stats.Effect:
+               against: str | None, measure: str, condition: dict | None = None, groups=()) -> stats.Effect:
         """The effect of `method` on `measure` against the method `against` (None where the measure is a difference itself), as
-        `kdlib.stats.effect` computes it.
+        `kdlib.stats.effect` computes it, with these `groups` of items.
 
         A measure that some seed leaves undefined (NaN) has no effect; its flag says so.
         """
         if all(np.isfinite(np.asarray(v, float)).all() for v in (student, reference, 0.0 if teacher is None else teacher)):
-            found = stats.effect(student, reference, teacher)
+            found = stats.effect(student, reference, teacher, groups=groups)
         else:
             nothing = {f.name: None for f in dataclasses.fields(stats.Effect)}
             found = stats.Effect(**nothing | {"n_seeds": len(student), "flag": "undefined"})

@@ -1,7 +1,8 @@
 """Data suites. Everything a suite gives lives on the device as tensors, pixels in [0, 1].
 
 A suite is a value: its `describe()` names its content by declared digests, so that a run's key can be formed without
-the data. `suite.train(domains, device)` gives a `Trainable`; `suite.test(domain, device)` gives fixed (x, y).
+the data. `suite.train(domains, device)` gives a `Trainable`; `suite.test(domain, device)` gives fixed (x, y). Where test images have
+something in common, such as a background, `suite.sharing` says what, by domain, and `suite.groups(domain)` which of them.
 """
 
 from __future__ import annotations

@@ -77,6 +77,18 @@ class Digits:
         return {"suite": "digits", "version": self.version, "source": self.source, "digits": DIGESTS[self.source],
                 "patches": self.patches, "photographs": DIGESTS[self.patches], "limit": self.limit}
 
+    @property
+    def sharing(self) -> dict[str, tuple[str, ...]]:
+        """What test images may have in common, by domain: BSDS500's photographs behind M. (The bundled ones are too few to stand for others.)"""
+        return {"M": ("photograph",)} if self.patches == "bsds500" else {}
+
+    def groups(self, domain: str) -> np.ndarray:
+        """For each thing in `sharing[domain]` a number for each test image, (ways, n) int16: images of one number show the same one."""
+        if domain not in self.sharing:
+            raise DataError(f"digits: the images of {domain!r} have nothing in common that is known")
+        n = len((_embedded if self.source == "embedded" else _mnist)("test")[1])
+        return _places(len(_bsds500_files()["test"]), n, "test")[0][None, : self.limit].astype(np.int16)
+
     def train(self, domains: tuple[str, ...], device) -> "DigitDomains":
         return DigitDomains(domains, *(t.to(device) for t in _load(self, "train")))
 
@@ -120,10 +132,15 @@ def _load(suite: Digits, split: str) -> tuple[Tensor, Tensor, Tensor]:
     return torch.from_numpy(digits[:, None]), torch.from_numpy(m.astype(np.uint8)), torch.from_numpy(labels)
 
 
+def _places(photographs: int, n: int, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Which photograph each of n patches is of, (n,), and where in it, (n, 2) in [0, 1)."""
+    random = np.random.default_rng([20231210, {"train": 5, "test": 4}[split]])
+    return random.integers(photographs, size=n), random.random((n, 2))
+
+
 def _patches(photographs: list[np.ndarray], n: int, size: int, split: str) -> np.ndarray:
     """n square patches (n, 3, size, size) at uniformly random places of uniformly chosen photographs (h, w, 3)."""
-    random = np.random.default_rng([20231210, {"train": 5, "test": 4}[split]])
-    which, places = random.integers(len(photographs), size=n), random.random((n, 2))
+    which, places = _places(len(photographs), n, split)
     patches = np.empty((n, 3, size, size), np.uint8)
     for i, (photograph, (down, right)) in enumerate(zip((photographs[w] for w in which), places)):
         top, left = int(down * (photograph.shape[0] - size + 1)), int(right * (photograph.shape[1] - size + 1))

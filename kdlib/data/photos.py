@@ -19,6 +19,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -132,6 +133,11 @@ class Photos:
         """The test domains."""
         return ("photo", *DERIVED, *self._elsewhere)
 
+    @property
+    def sharing(self) -> dict[str, tuple[str, ...]]:
+        """What test images may have in common, by domain: the cue conflicts are made of 160 shapes and 48 textures."""
+        return {"cue-conflict": ("shape", "texture")} if "cue-conflict" in self._elsewhere else {}
+
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The classes, in the order of their numbers."""
@@ -162,6 +168,17 @@ class Photos:
         pixels, labels = self._seen("test")
         x = as_images(pixels)
         return (DERIVED[domain](x) if domain in DERIVED else x).to(device), labels.clone().to(device)
+
+    def groups(self, domain: str) -> np.ndarray:
+        """For each thing in `sharing[domain]` a number for each test image, (ways, n) int16: images of one number show the same one."""
+        if domain not in self.sharing:
+            raise DataError(f"photos: the images of {domain!r} have nothing in common that is known")
+        found = self._find(name := self._elsewhere[domain])
+        _verify(name, found, self._content[name])
+        stems = [file.stem.split("-") for file, _ in found.interleaved(domain)[: self.limit]]
+        if odd := next((parts for parts in stems if len(parts) != 2), None):
+            raise DataError(f"{name}: {'-'.join(odd)} in {found.root} is not named SHAPE-TEXTURE, as a picture of {domain} should be")
+        return np.stack([np.unique(names, return_inverse=True)[1] for names in zip(*stems)]).astype(np.int16)
 
     @property
     def _elsewhere(self) -> dict[str, str]:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from kdlib.data import DataError, data_sets, digits
 from kdlib.data.digits import DOMAINS, Digits, color
+from kdlib.measures import Groups
 from kdlib.store import describe, key
 
 FIRST = torch.arange(6)
@@ -338,6 +339,15 @@ def test_bsds500_is_read_as_we_keep_it_and_as_it_is_released(monkeypatch, tmp_pa
     monkeypatch.setitem(digits.DIGESTS, "bsds500", hashlib.sha256(b"".join(f.read_bytes() for f in wanted)).hexdigest()[:16])
     assert data_sets()["bsds500"].state() == ("complete", str(tmp_path / place))
     assert sum(digits._bsds500_files().values(), []) == wanted and len(wanted) == 300
+    suite = Digits("embedded", "bsds500")
+    [photograph] = Groups(suite, "M").compute()["group"]
+    grey, m = (suite.test(domain, "cpu")[0][:, 0] * 255 for domain in ("orig", "M"))
+    red = 2 * photograph if test == 200 else photograph  # of the photographs above
+    behind = grey == 0
+    assert behind.any((1, 2)).all() and (m - torch.from_numpy(red)[:, None, None])[behind].abs().max() < 4, "the photograph that shows where the digit does not"
+    assert Groups(Digits("embedded", "bsds500", 9), "M").compute()["group"].tolist() == [photograph[:9].tolist()]
+    assert suite.sharing == {"M": ("photograph",)} and Digits().sharing == {}
+    assert refused(lambda: Digits().groups("M")) == "digits: the images of 'M' have nothing in common that is known"
 
 
 def test_bsds500_that_is_missing_incomplete_or_damaged(monkeypatch, tmp_path):

@@ -17,7 +17,7 @@ from scipy import ndimage
 from kdlib.data import DataError, MissingData, data_sets, derive, photos, pixels
 from kdlib.data.photos import DIGESTS, Photos
 from kdlib.distill import Alone
-from kdlib.measures import Items
+from kdlib.measures import Groups, Items
 from kdlib.models import Model
 from kdlib.store import cache_root, describe, key
 from kdlib.train import Adadelta, Run, fit
@@ -547,6 +547,8 @@ def small(monkeypatch, tmp_path):
         for seed, (part, (n, folders)) in enumerate(parts.items()):
             root = tmp_path / "data" / {"imagenette": "imagenette2"}.get(name, name) / folders[0]
             write(root, dict.fromkeys(source.classes, n // len(source.classes)), seed)
+            for k, file in enumerate(sorted(root.glob("*/*.png")) if part == "cue-conflict" else ()):
+                file.rename(file.with_stem(f"{file.stem}-cat{k % 3}"))
     for part in "photo", "sketch":
         (tmp_path / "data" / "pacs" / part / "person").mkdir()
         (tmp_path / "data" / "pacs" / part / "person" / "1.jpg").write_text("nobody reads this")
@@ -561,6 +563,11 @@ def test_every_domain_of_every_set(small):
     sizes = {d: len(whole.test(d, "cpu")[1]) for d in whole.domains}
     assert sizes == {**dict.fromkeys(("photo", *DERIVED), 10), **COUNTS["geirhos"], **COUNTS["pacs"]}
     assert whole.train(("photo",), "cpu").n == 20 and whole.test("edges", "cpu")[1].tolist() == list(range(10))
+    assert whole.sharing == {"cue-conflict": ("shape", "texture")} and Photos(unseen=("pacs",)).sharing == {}
+    shape, texture = Groups(whole, "cue-conflict").compute()["group"]
+    assert sorted(shape) == list(range(16)) and np.array_equal(texture[shape.argsort()], np.arange(16) % 3)
+    assert Groups(Photos(size=8, limit=5), "cue-conflict").compute()["group"].shape == (2, 5)
+    assert refused(lambda: whole.groups("edge")) == "photos: the images of 'edge' have nothing in common that is known"
     for domain in (*STIMULI, *PACS):
         x, y = whole.test(domain, "cpu")
         assert (y == -1).all() and x.shape == (len(y), 3, 8, 8) and Items(whole, domain).compute()["label"].tolist() == [-1] * len(y)

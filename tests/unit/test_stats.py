@@ -310,8 +310,8 @@ def studies(n, m, *, student_lift=0.4, teacher_lift=0.4, seed_sd=0.01, seed=0):
         yield student - reference, teacher - reference
 
 
-def half_width(d, df=None):
-    variance, own_df = stats._spread(d)
+def half_width(d, df=None, forms=None):
+    variance, own_df = stats._spread(d, forms)
     return scipy_stats.t.ppf(0.975, own_df if df is None else df) * np.sqrt(variance)
 
 
@@ -345,6 +345,67 @@ def test_three_seeds_that_differ_much_cover_a_little_less():
     coverage = np.mean([covers(d, 0.08) for d, _ in studies(3, 1000, seed_sd=0.02)])
     print(f"coverage {coverage:.3f}")
     assert 0.90 <= coverage <= 0.95
+
+
+def by_loops(d, groups):
+    """SE^2 of a two-way clustered mean as defined, item by item and pair by pair: pairs that share a group count."""
+    n, m = d.shape
+    def over_items(x):
+        x, total = x - x.mean(), 0.0
+        sharing = [groups[0][:, None] == groups[0], groups[1][:, None] == groups[1]]
+        for sign, same in (1, sharing[0]), (1, sharing[1]), (-1, sharing[0] & sharing[1]):
+            count = len(np.unique(same, axis=0))
+            total += sign * count / (count - 1) * sum(x[i] * x[j] for i in range(m) for j in range(m) if same[i, j]) / m**2
+        return total
+    seeds = d.mean(1).var(ddof=1) / n
+    residual = d - d.mean(1, keepdims=True) - d.mean(0) + d.mean()
+    return max(seeds + over_items(d.mean(0)) - sum(map(over_items, residual)) / (n - 1) / n, seeds)
+
+
+def test_items_in_two_ways_of_groups_by_hand():
+    rng = np.random.default_rng(0)
+    d, groups = rng.normal(size=(4, 12)) + rng.normal(size=12), [np.arange(12) // 3, rng.permutation(12) % 3]
+    found = stats.crossed(d, groups=groups)
+    assert found.se**2 == pytest.approx(by_loops(d, groups)) and found.se != pytest.approx(stats.crossed(d).se)
+    assert found.df == pytest.approx(max(found.se**4 / ((d.mean(1).var(ddof=1) / 4)**2 / 3 + items_part(d, groups)**2 / 2), 3))
+    assert stats.effect(d, np.zeros_like(d), groups=groups).se == found.se
+
+
+def items_part(d, groups):
+    """What items contribute, as a run of one seed with no residual shows it."""
+    return stats._parts(*2 * (d.mean(0, keepdims=True),), stats._forms(groups, d.shape[1]))[1]
+
+
+def test_groups_of_equal_size_are_items_themselves():
+    """With one way of groups, all equally large, clustering is the same as taking each group's mean for an item."""
+    rng = np.random.default_rng(1)
+    d, gap, group = rng.normal(0.5, 1, (5, 60)) + rng.normal(size=60), rng.normal(3, 1, (5, 60)), rng.permutation(60) % 20
+    means = lambda x: np.stack([x[:, group == g].mean(1) for g in range(20)], axis=1)
+    for names, wanted in ([group], stats.crossed(means(d))), ([group, group], stats.crossed(means(d))), ([np.arange(60)], stats.crossed(d)):
+        found = stats.crossed(d, groups=names)
+        assert [getattr(found, k) for k in ("mean", "low", "high", "se", "df", "p")] == pytest.approx([getattr(wanted, k) for k in ("mean", "low", "high", "se", "df", "p")])
+    assert stats.fieller(d, gap, groups=[group]) == pytest.approx(stats.fieller(means(d), means(gap)))
+    whole = stats.effect(d, 0 * d, gap, groups=[group])
+    assert (whole.transfer, whole.transfer_low, whole.transfer_high) == pytest.approx(stats.fieller(means(d), means(gap))) and whole.n_items == 60
+
+
+def test_the_interval_covers_where_items_share_shapes_and_textures_if_it_is_told():
+    n, m, rng = 5, 320, np.random.default_rng(2)
+    groups = [np.arange(m) // 4, rng.permutation(m) % 24]
+    told, untold = [], []
+    for _ in range(8):
+        d = (0.05 * rng.normal(size=(BATCH, n, 1)) + rng.normal(size=(BATCH, 1, m)) + rng.normal(size=(BATCH, n, m))
+             + 0.4 * rng.normal(size=(BATCH, 1, m // 4))[:, :, groups[0]] + 0.4 * rng.normal(size=(BATCH, 1, 24))[:, :, groups[1]])
+        told.append(abs(d.mean((-2, -1))) <= half_width(d, forms=stats._forms(groups, m)))
+        untold.append(covers(d, 0))
+    print(f"told {np.mean(told):.3f}, untold {np.mean(untold):.3f}")
+    assert 0.92 <= np.mean(told) <= 0.98 and np.mean(untold) < 0.85
+
+
+@pytest.mark.parametrize("groups", [[np.zeros(6)], [np.arange(5)], [np.arange(6), np.zeros((2, 3))]])
+def test_groups_that_fit_no_table(groups):
+    with pytest.raises(ValueError, match=r"groups must be labels \(6,\) of at least two groups, got"):
+        stats.crossed(np.random.default_rng(0).random((3, 6)), groups=groups)
 
 
 @pytest.mark.parametrize("n, m", SIZES)
