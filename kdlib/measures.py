@@ -256,8 +256,8 @@ class MapCosine(Measure):
     """How alike two networks' maps of the same images are: `cosine` (items,), from the unrounded maps, as float16, NaN where either is all
     zero; `zero` (2, items), whether the one's map and the other's is; `grid` (2,), the rows and columns that both were brought to.
 
-    `localization.closer` compares two students by the cosines. Steps of 0.0005 make ties of about one image in 2,000; 3,925 images take 7 kB in
-    an archive (float32: 14 kB).
+    `localization.closer` compares two students by the cosines. Steps of 0.0005 make ties of one image in 200 to 500, which count one half; 3,925 images
+    take 7 kB in an archive (float32: 14 kB).
     """
 
     maps: Maps

@@ -31,7 +31,10 @@ def kept(clean: np.ndarray, changed: np.ndarray) -> np.ndarray:
     """Per item, the share of its changes that leave the predicted class as it was, right or wrong: (n,) in [0, 1].
 
     `clean` are the classes (n,) of the images as they are, `changed` those (draws, n) of `predict_changed`. The mean is the paper's agreement.
+    ValueError for other shapes.
     """
+    if np.ndim(changed) != 2 or np.shape(clean) != np.shape(changed)[1:]:
+        raise ValueError(f"kept: clean is (n,) and changed (draws, n), not {np.shape(clean)} and {np.shape(changed)}")
     return (clean == changed).mean(0)
 
 
@@ -40,8 +43,9 @@ def reweighted(kept: np.ndarray, right: np.ndarray, share: float) -> float:
     `share` of the images: share mean(kept | right) + (1 - share) mean(kept | wrong), in [0, 1].
 
     What is more than this in the agreement of another network, one that is right on `share`, is not a matter of accuracy (the
-    decomposition of Kitagawa, 1955). `kept` and `right` (n,). NaN where this network is always right or always wrong.
+    decomposition of Kitagawa, 1955). `kept` and `right`, booleans or 0 and 1, (n,). NaN where this network is always right or always wrong.
     """
+    right = np.asarray(right, bool)
     if right.all() or not right.any():
         return float("nan")
     return float(share * kept[right].mean() + (1 - share) * kept[~right].mean())

@@ -57,6 +57,17 @@ def test_kept_by_hand():
     assert kept(clean, changed).tolist() == [1, 0.5, 0.25]
 
 
+@pytest.mark.parametrize("changed", [[1, 2, 3], [[1, 2]], [[[1, 2, 3]]]])
+def test_kept_of_other_shapes(changed):
+    with pytest.raises(ValueError, match=r"kept: clean is \(n,\) and changed \(draws, n\), not \(3,\) and"):
+        kept(np.array([1, 2, 3]), np.array(changed))
+
+
+def test_reweighted_takes_zeros_and_ones():
+    answers, right = np.array([1.0, 0.5, 0.0, 0.25]), np.array([1, 0, 0, 1])
+    assert reweighted(answers, right, 0.5) == reweighted(answers, right.astype(bool), 0.5) == 0.5 * 0.625 + 0.5 * 0.25
+
+
 def test_reweighted_by_hand():
     answers, right = np.array([1, 1, 0.5, 0, 0.5, 0]), np.array([True, True, True, False, False, False])
     assert reweighted(answers, right, 0.5) == pytest.approx(answers.mean()), "at its own accuracy, its own agreement"

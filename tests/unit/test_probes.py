@@ -123,6 +123,16 @@ def test_agreement_by_teacher_where_the_teacher_is_always_right_or_wrong():
     assert math.isnan(right) and wrong == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_predict_refuses_logits_that_are_no_numbers(broken):
+    spoilt = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
+    x = torch.rand(5, 3, 2, 2)
+    predict(spoilt, x)
+    spoilt[1].bias.data[1] = broken
+    with pytest.raises(ValueError, match="predict: the network's logits are not all finite numbers"):
+        predict(spoilt, x)
+
+
 def test_predict_refuses_a_network_in_train_mode():
     part = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten()).eval()
     part[0].train()  # as who thaws one stage would have it
