@@ -28,7 +28,8 @@ class Regressor(nn.Module):
         super().__init__()
         student, teacher = tuple(student), tuple(teacher)
         if len(student) != len(teacher) or len(student) not in (1, 3):
-            raise ValueError(f"hint: cannot map student features {student} to teacher features {teacher}")
+            raise ValueError(f"hint: cannot map student features {student} to teacher features {teacher}; both are (channels, height, width) or "
+                             "(channels,), and of a transformer's block the layer NAME:tokens gives a map")
         self.grid = tuple(map(min, student[1:], teacher[1:])) if student[1:] != teacher[1:] else None
         layer = nn.Linear if len(student) == 1 else lambda i, o: nn.Conv2d(i, o, 1)
         self.map = nn.Identity() if student == teacher else layer(student[0], teacher[0])
@@ -37,7 +38,8 @@ class Regressor(nn.Module):
         student, teacher = student.float(), teacher.float()
         if self.grid:
             student, teacher = (F.adaptive_avg_pool2d(f, self.grid) for f in (student, teacher))
-        return self.map(student), teacher
+        with losses.exactly(student):
+            return self.map(student), teacher
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class CRD:
     """gamma * cross entropy + beta * L_CRD between the penultimate features of both networks (Eq. 3; Tian et al., 2020).
 
     Both features go through a trained linear head to `dim` unit-length dimensions. Two banks hold such a feature of every
-    training item, filled before training and then updated with `momentum`; the student is scored against the teacher's
+    training item, filled before training and then updated with `momentum` (they are no part of the module's state_dict); the student is scored against the teacher's
     bank and the teacher against the student's. `n` is N. The positive of an image is
 
         bank      its own entry in the other's bank, as in the authors' code
@@ -166,10 +168,11 @@ class _Contrast(nn.Module):
         self.objective = objective
         self.heads = nn.ModuleList([nn.Linear(student_width, objective.dim), nn.Linear(teacher_width, objective.dim)])
         self.draws = int(torch.randint(2**62, ()))  # of a stream of its own, so that drawing negatives shifts no dropout
-        self.info, self.seen = {}, None
+        self.info, self.seen, self.labels = {}, None, torch.empty(0, dtype=torch.long)
 
     def embed(self, which: int, features: Tensor) -> Tensor:
-        return F.normalize(self.heads[which](features.flatten(1).float()), dim=1)
+        with losses.exactly(features):
+            return F.normalize(self.heads[which](features.flatten(1).float()), dim=1)
 
     @torch.no_grad()
     def fill(self, student: Tensor, teacher: Tensor, labels: Tensor) -> None:
@@ -182,7 +185,13 @@ class _Contrast(nn.Module):
         self.info = {"crd z": {"student bank": self.z[0], "teacher bank": self.z[1], "items": len(labels)}}
 
     def forward(self, logits, labels, features, target, idx) -> Tensor:
-        self._update()
+        """`idx` (batch,) are the items' places in what `fill` was given. In eval mode the banks stay as they are."""
+        if not self.labels.numel():
+            raise ValueError("CRD: its banks are empty; call fill(student features, teacher features, labels) of all training items first")
+        if not torch.equal(labels, self.labels[idx]):
+            raise ValueError("CRD: these labels are not those that `fill` was given for the items idx; idx are places among all training items, not in the batch")
+        if self.training:
+            self._update()
         objective, current = self.objective, [self.embed(0, features), self.embed(1, target)]
         negative = labels[:, None] != self.labels
         drawn = None
@@ -190,7 +199,8 @@ class _Contrast(nn.Module):
             drawn = torch.multinomial(negative.float(), objective.n, replacement=True, generator=self.generator)
         positives = [feature.detach() for feature in current] if objective.positive == "current" else [bank[idx] for bank in self.banks]
         contrast = sum(self._direction(current[which], positives[1 - which], 1 - which, negative, drawn) for which in (0, 1))
-        self.seen = idx, [feature.detach() for feature in current]
+        if self.training:
+            self.seen = idx, [feature.detach() for feature in current]
         return objective.gamma * losses.cross_entropy(logits, labels) + objective.beta * contrast
 
     @torch.no_grad()

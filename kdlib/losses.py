@@ -1,10 +1,11 @@
 """Distillation losses as pure functions of tensors (Ojha et al., 2023, Sec. 3).
 
 Symbols are the paper's: gamma weighs the cross entropy, alpha KL, beta Hint and CRD; tau is a temperature.
-Every loss is a scalar, averaged over the batch, computed in float32 or better. KL and Hint give the teacher no gradient.
+Every loss is a scalar, averaged over the batch, computed in float32 or better, inside `torch.autocast` too. KL and Hint give the teacher no gradient.
 """
 
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -72,16 +73,19 @@ def crd(student: Tensor, teacher: Tensor, bank: Tensor, negative: Tensor, *, tau
 
     A row without negatives is a ValueError: so is a shape that does not fit.
     """
-    positive, others = _crd_terms("crd", student, teacher, bank, tau=tau, offset=math.log(n / len(bank)) + math.log(z))
-    if negative.shape != others.shape or not (count := negative.sum(1)).all():
-        raise ValueError(f"crd: negative must be {tuple(others.shape)} with a negative in each row, got {tuple(negative.shape)}")
+    if bank.ndim != 2 or negative.shape != (len(student), len(bank)):
+        raise ValueError(f"crd: bank is (M, D) and negative (batch, M), got {tuple(bank.shape)} and {tuple(negative.shape)} for a batch of {len(student)}")
+    if not (count := negative.sum(1)).all():
+        raise ValueError(f"crd: {int((count == 0).sum())} of {len(count)} rows have no negative; are there two classes?")
+    positive, others = _crd_terms("crd", student, teacher, bank, tau=tau, z=z, share=n / len(bank))
     return (positive + n / count * (others * negative).sum(1)).mean()
 
 
 def crd_sampled(student: Tensor, teacher: Tensor, negatives: Tensor, *, tau: float, m: int, z: float) -> Tensor:
     """The same with N drawn negatives per image, (batch, N, D), as in Eq. 3; `m` is M, the number of training items."""
-    n = negatives.shape[1]
-    positive, others = _crd_terms("crd_sampled", student, teacher, negatives, tau=tau, offset=math.log(n / m) + math.log(z))
+    if negatives.ndim != 3:
+        raise ValueError(f"crd_sampled: negatives are (batch, N, D), not {tuple(negatives.shape)}")
+    positive, others = _crd_terms("crd_sampled", student, teacher, negatives, tau=tau, z=z, share=negatives.shape[1] / m)
     return (positive + others.sum(1)).mean()
 
 
@@ -90,22 +94,31 @@ def crd_normalizer(features: Tensor, bank: Tensor, *, tau: float) -> float:
 
     For a random isotropic bank and large D tau^2 it is near M e^(1 / (2 D tau^2)); a bank of real features has another one.
     """
-    parts = [torch.logsumexp((_wide(rows) @ _wide(bank).T / tau).flatten().double(), 0) for rows in features.split(100)]
+    with exactly(features):
+        parts = [torch.logsumexp((_wide(rows) @ _wide(bank).T / tau).flatten().double(), 0) for rows in features.split(100)]
     return math.exp(torch.logsumexp(torch.stack(parts), 0).item() - math.log(len(features)))
 
 
-def _crd_terms(name: str, student: Tensor, teacher: Tensor, others: Tensor, *, tau: float, offset: float) -> tuple[Tensor, Tensor]:
+def exactly(x: Tensor):
+    """A context in which autocast does not round what is computed from x."""
+    return torch.autocast(x.device.type, enabled=False) if torch.is_autocast_enabled(x.device.type) else nullcontext()
+
+
+def _crd_terms(name: str, student: Tensor, teacher: Tensor, others: Tensor, *, tau: float, z: float, share: float) -> tuple[Tensor, Tensor]:
     """-log h of each positive (batch,) and -log(1 - h) of each other (batch, count), as softplus: never e^(1/tau) itself.
 
-    With u = a.b/tau and c = log(z N/M): -log h = softplus(c - u) and -log(1 - h) = softplus(u - c).
+    With u = a.b/tau, c = log(z N/M) and `share` N/M: -log h = softplus(c - u) and -log(1 - h) = softplus(u - c).
     """
     _same_shape(name, student, teacher, dims=2)
     if not tau > 0:
         raise ValueError(f"{name}: tau must be positive, got {tau}")
+    if not (z > 0 and share > 0):
+        raise ValueError(f"{name}: z and the number of negatives must be positive, got z = {z} and N/M = {share}")
     if others.ndim not in (2, 3) or others.shape[-1] != student.shape[1] or others.ndim == 3 and len(others) != len(student):
         raise ValueError(f"{name}: {tuple(others.shape)} does not go with features {tuple(student.shape)}")
-    s, t, o = _wide(student), _wide(teacher), _wide(others)
-    negatives = s @ o.T if o.ndim == 2 else (o @ s[:, :, None]).squeeze(2)
+    s, t, o, offset = _wide(student), _wide(teacher), _wide(others), math.log(share) + math.log(z)
+    with exactly(s):
+        negatives = s @ o.T if o.ndim == 2 else (o @ s[:, :, None]).squeeze(2)
     return F.softplus(offset - (s * t).sum(1) / tau), F.softplus(negatives / tau - offset)
 
 

@@ -40,12 +40,20 @@ def cache_root() -> Path:
 
 
 def describe(value) -> object:
-    """A value as JSON-able data, for hashing: dataclasses by name, version and fields, or by their own `describe()`."""
+    """A value as JSON-able data, for hashing: dataclasses by name, version and fields, or by their own `describe()`.
+
+    Of a class that is not kdlib's the module counts too (`__main__` in every script and notebook: import it from a module of its own). What the
+    class *does* is not seen: raise its `version` when that changes.
+    """
     if hasattr(value, "describe"):
         return value.describe()
     if dataclasses.is_dataclass(value):
         fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"type": type(value).__name__, "version": value.version, **fields}
+        if not isinstance(version := getattr(value, "version", None), int):
+            raise TypeError(f"cannot describe {type(value).__name__} for a key: it needs `version: ClassVar[int] = 1`, to be raised when its code changes")
+        module = type(value).__module__
+        own = {} if module.partition(".")[0] == "kdlib" else {"module": module}
+        return {"type": type(value).__name__, "version": version, **own, **fields}
     if isinstance(value, (list, tuple)):
         return [describe(v) for v in value]
     if isinstance(value, dict):

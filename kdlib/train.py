@@ -101,6 +101,8 @@ class Run:
     def __post_init__(self):
         if (self.objective.teacher_layer is None) != (self.teacher is None):
             raise ValueError(f"{type(self.objective).__name__} {'needs a' if self.teacher is None else 'takes no'} teacher")
+        if self.device not in ("cpu", "cuda") or self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"Run: device is cpu or cuda and dtype float32 or bfloat16, not {self.device!r} and {self.dtype!r}; kdlib.train.machine resolves auto")
 
     def describe(self) -> dict:
         return {"type": "Run", "version": self.version, "torch": torch.__version__.split("+")[0],

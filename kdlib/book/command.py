@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from kdlib.book import ROOT, BookError
@@ -163,12 +164,14 @@ def _book(options) -> None:
 def _publish(options) -> None:
     from kdlib.book.publish import publish
 
-    chapters = [source(slug) for slug in options.slugs]
+    chapters, published = [source(slug) for slug in options.slugs], 0
     try:
         for chapter in chapters:
             print(publish(chapter, Path(options.source)))
+            published += 1
     finally:  # README tells of those that are published, though another was refused
-        _headline(options)
+        if published:
+            _headline(options)
 
 
 def _headline(options) -> None:
@@ -236,6 +239,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="kdlib", description="Execute, render and publish the chapters of the book.")
+    parser.add_argument("--version", action="version", version=f"kdlib {version('kdlib')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, call, text: str):

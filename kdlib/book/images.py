@@ -204,6 +204,8 @@ def may_show(suite: Scenes | Photos, name: str) -> bool:
 
 def suite(parameters: Mapping[str, object], *, held_out: bool = False) -> Scenes | Photos:
     p = parameters
+    if p["folder"] and p["source"] != "imagefolder":
+        raise BookError(f"parameter folder = {p['folder']} goes with source=imagefolder, and source is {p['source']}")
     if p["source"] == "scenes":
         train, test = (min(n, p["limit"] or n) for n in (Scenes.train_items, Scenes.test_items))
         return Scenes(p["size"], train, test, p["texture"], p["colour"], held_out=held_out)

@@ -53,8 +53,10 @@ def jitter(x: Tensor, factors: Tensor) -> Tensor:
 
     `factors` (n, 4) as of `jitter_factors`; (1, 1, 1, 0) changes nothing. Each step is clipped to [0, 1] and equals
     torchvision.transforms.functional's adjust_brightness, adjust_contrast, adjust_saturation and adjust_hue, of images of floats: none goes
-    through uint8.
+    through uint8. Pixels outside [0, 1] are a ValueError.
     """
+    if len(x) and not 0 <= x.min() <= x.max() <= 1:
+        raise ValueError(f"jitter: pixels must lie in [0, 1], not from {x.min():g} to {x.max():g}")
     brightness, contrast, saturation, hue = (f.view(-1, 1, 1, 1).to(x) for f in factors.unbind(1))
     x = (x * brightness).clamp(0, 1)
     x = _blend(x, grey(x).mean((1, 2, 3), keepdim=True), contrast)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from kdlib.probes.accuracy import predict
+from kdlib.probes.accuracy import predict, same_items
 
 version = 1
 
@@ -41,6 +41,8 @@ def ifgsm(net: nn.Module, x: Tensor, y: Tensor, *, eps: float | Sequence[float],
         raise ValueError(f"ifgsm: steps must be a whole number of at least 1, got {steps}")
     if y.shape != x.shape[:1]:
         raise ValueError(f"ifgsm: needs a label for each of {len(x)} images, got {tuple(y.shape)}")
+    if len(y) and y.min() < 0:
+        raise ValueError(f"ifgsm: labels are 0 or more, got {y.min()}")
     with torch.inference_mode(False):
         found = x.new_empty(len(sizes), *x.shape)
         for part, labels, into in zip(x.split(batch), y.split(batch), found.split(batch, dim=1)):
@@ -70,6 +72,7 @@ def fooled(clean, adversarial, labels, *, by: str):
     """
     if by not in ("change", "label"):
         raise ValueError(f"fooled: by is 'change' or 'label', not {by!r}")
+    same_items("fooled", adversarial, clean, labels)
     return adversarial != (clean if by == "change" else labels)
 
 
@@ -117,6 +120,8 @@ def _uphill(net: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
 
 def _pixels(name: str, x: Tensor, *sizes: float) -> None:
     if not (x.is_floating_point() and bool(((x >= 0) & (x <= 1)).all())):
-        raise ValueError(f"{name}: pixels must be floating-point numbers in [0, 1]")
+        raise ValueError(f"{name}: pixels must be floating-point numbers in [0, 1]; normalise in the network, by kdlib.networks.Normalize as its first layer")
     if not all(e >= 0 for e in sizes):
         raise ValueError(f"{name}: eps must not be negative, got {', '.join(f'{e:g}' for e in sizes)}")
+    if max(sizes, default=0) > 1:
+        raise ValueError(f"{name}: eps is a part of the range of pixels, in [0, 1] (4 / 255 is four levels of a byte), got {max(sizes):g}")

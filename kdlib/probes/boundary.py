@@ -34,8 +34,11 @@ def plane(x: Tensor, *, margin: float = 0.1, resolution: int = 50, clip: bool = 
     With u = (x2 - x1) / |x2 - x1| and v the unit part of x3 - x1 orthogonal to u, the images lie at (0, 0), (|x2 - x1|, 0) and
     ((x3 - x1).u, (x3 - x1).v). On each axis the grid has `resolution` points from the smallest coordinate to the largest,
     widened on both sides by `margin` of that range. Returns points (resolution^2, channels, height, width), the second
-    coordinate running fastest. `clip` keeps pixels in [0, 1]; the authors do not. ValueError for images on one line.
+    coordinate running fastest. `clip` keeps pixels in [0, 1]; the authors do not. ValueError for images on one line, of whole numbers, or
+    more or fewer than three.
     """
+    if len(x) != 3 or not x.is_floating_point():
+        raise ValueError(f"plane: x are three images of floating-point numbers, not {tuple(x.shape)} {x.dtype}")
     flat = x.flatten(1).double()
     a, b = flat[1] - flat[0], flat[2] - flat[0]
     u = a / a.norm()

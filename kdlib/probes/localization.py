@@ -32,7 +32,7 @@ def gradcam(net: nn.Module, x: Tensor, y: Tensor, *, layer: str, reshape: Callab
     attention, and all maps there are zero: name the norm before that attention.
 
     ValueError: a network in train mode; a layer that is unknown, not run exactly once, without influence on the logits, or
-    whose output is not (n, c, h, w); y that are not classes of the network.
+    whose output is not (n, c, h, w) or, without `reshape`, looks like (n, h, w, c); y that are not classes of the network.
     """
     _check(net, x, y)
     modules, rows = dict(net.named_modules()), []
@@ -46,6 +46,8 @@ def gradcam(net: nn.Module, x: Tensor, y: Tensor, *, layer: str, reshape: Callab
             if len(outputs) != 1:
                 raise ValueError(f"gradcam: layer {layer!r} is run {len(outputs)} times for an image, not once")
             output, a = outputs[0], outputs[0] if reshape is None else reshape(outputs[0])
+            if reshape is None and a.ndim == 4 and a.shape[1] == a.shape[2] != a.shape[3]:
+                raise ValueError(f"gradcam: layer {layer!r} gives {tuple(a.shape)}, which looks like (n, h, w, c); if so, reshape=lambda t: t.movedim(3, 1), else lambda t: t")
             if a.ndim != 4 or len(a) != len(part):
                 raise ValueError(f"gradcam: layer {layer!r} gives {tuple(a.shape)}, not maps (n, c, h, w); see `reshape`")
             slope = torch.autograd.grad(score, output, allow_unused=True)[0] if score.requires_grad else None
@@ -176,4 +178,6 @@ def _positive(maps: Tensor, masks: Tensor) -> Tensor:
     _check_maps(maps, masks)
     if any(cells > pixels for cells, pixels in zip(maps.shape[1:], masks.shape[1:])):
         raise ValueError(f"localization: masks {tuple(masks.shape)} are coarser than maps {tuple(maps.shape)}")
+    if masks.dtype != torch.bool and masks.numel() and not 0 <= masks.min() <= masks.max() <= 1:
+        raise ValueError(f"localization: masks are bool or shares in [0, 1], not from {masks.min():g} to {masks.max():g}")
     return maps.double().clamp(min=0)

@@ -14,7 +14,7 @@ CHAPTERS = ("methods", "localization", "adversarial", "invariance", "unseen-doma
 
 def kdlib(*words, **environment):
     """The command, as a user calls it."""
-    return subprocess.run([sys.executable, "-m", "kdlib.book.command", *map(str, words)], capture_output=True, text=True,
+    return subprocess.run([sys.executable, "-m", "kdlib", *map(str, words)], capture_output=True, text=True,
                           stdin=subprocess.DEVNULL, env={**os.environ, **environment})
 
 

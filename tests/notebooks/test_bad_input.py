@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdlib.book import ROOT, chapters, command, headline, stock
+from kdlib.book import ROOT, chapters, command, stock
 from kdlib.book import publish as publishing
 from kdlib.store import Store, key
 from notebooks_command import CHAPTERS, SLUG, executed, kdlib
@@ -287,6 +287,7 @@ CASES = {  # name: (what is spoilt, the command, what the line says)
     "no table of contents": (remove("root", "book/_toc.yml"), ["chapters"], "no notebooks/ and book/_toc.yml under {root}: the book's commands need"),
     "what cannot be planned": (code("chapter.complete(", "1 / 0\nchapter.complete("), PRUNE, f"{SLUG}: what it asks of the store cannot be planned"),
     "weights for a device that is not there": (nothing, ["weights", "-p", "device=cuda"], "weights: "),
+    "a folder that the source does not read": (nothing, ["run", "invariance", "-p", "folder={data}"], "parameter folder = {data} goes with source=imagefolder, and source is scenes"),
     # publishing
     "publishing from nowhere": (nothing, ["publish", SLUG, "--from", "/nowhere"], f"no executed chapter /nowhere/{SLUG}.ipynb; run it first"),
     "publishing from an empty folder": (nothing, ["publish", SLUG, "--from", "{empty}"], f"no executed chapter {{empty}}/{SLUG}.ipynb; run it first"),
@@ -319,7 +320,6 @@ def test_bad_input(good, smoke, place, monkeypatch, capsys, spoil, words, messag
         monkeypatch.setattr(module, "sources", sources)
     monkeypatch.setattr(command, "ROOT", place["root"])
     monkeypatch.setattr(publishing, "publish", functools.partial(publishing.publish, root=place["root"]))
-    monkeypatch.setattr(headline, "update", lambda: "")  # README.md is not in `root`
     before = contents(*good, place["root"], place["out"])
     assert command.main([word.format(**place) for word in words]) == 1
     is_one_clear_line(capsys.readouterr().err, message.format(**place))

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -14,6 +15,10 @@ from notebooks_command import SLUG, executed, kdlib
 def test_chapters_lists_every_chapter():
     done = kdlib("chapters")
     assert done.returncode == 0 and f"{SLUG} " in done.stdout and "5.1" in done.stdout and "published" in done.stdout
+
+
+def test_the_version_is_that_of_the_package():
+    assert kdlib("--version").stdout.split() == ["kdlib", version("kdlib")]
 
 
 def test_a_relative_cache_is_the_callers(tmp_path):

@@ -281,9 +281,9 @@ def test_crd_is_finite_where_exponentials_overflow():
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(negative=torch.zeros(4, 60, dtype=torch.bool)), "with a negative in each row"),
-    (dict(negative=torch.ones(4, 59, dtype=torch.bool)), r"negative must be \(4, 60\)"),
-    (dict(negative=torch.ones(60, dtype=torch.bool)), r"negative must be \(4, 60\)"),
+    (dict(negative=torch.zeros(4, 60, dtype=torch.bool)), "4 of 4 rows have no negative"),
+    (dict(negative=torch.ones(4, 59, dtype=torch.bool)), r"crd: bank is \(M, D\) and negative \(batch, M\), got \(60, 16\)"),
+    (dict(negative=torch.ones(60, dtype=torch.bool)), r"crd: bank is \(M, D\) and negative \(batch, M\), got \(60, 16\)"),
     (dict(teacher=unit(4, 15)), "must have one shape"),
     (dict(bank=unit(60, 15)), r"crd: \(60, 15\) does not go with features \(4, 16\)"),
     (dict(tau=0.0), "tau must be positive"),
