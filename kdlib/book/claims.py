@@ -231,7 +231,7 @@ def verdict(claim: Claim, results: Results) -> dict:
     elif variant(claim.method, results):
         word = "not tested (a variant of CRD)"
     elif not told:
-        word = "not tested (fewer than three seeds)" if all(row["n_seeds"] < 3 for row in rows.values()) else "not tested (noise of the same size does as much)"
+        word = "not tested (fewer than three seeds)" if all(row["n_seeds"] < 3 for row in rows.values()) else "not tested (noise of the same ε does as much)"
     elif told == {"yes"}:
         word = "replicated"
     elif "yes" in told:

@@ -110,7 +110,7 @@ def test_a_setting_that_noise_drowns_is_not_judged(monkeypatch):
     assert both["settled"] == {"d, p->q": "void", "d, r->s": "yes"} and both["verdict"] == "replicated"
     assert both["holm"]["d, p->q"] is None and both["holm"]["d, r->s"] == of.effects[1]["p"], "nor does it count among the claims"
     of.effects.pop()
-    assert verdict(claim(**attack), of)["verdict"] == "not tested (noise of the same size does as much)"
+    assert verdict(claim(**attack), of)["verdict"] == "not tested (noise of the same ε does as much)"
     assert verdict(claim(**attack | {"above": None}), of)["verdict"] == "replicated"
 
 
