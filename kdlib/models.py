@@ -194,8 +194,8 @@ def view(layer: str) -> tuple[str, Callable[[Tensor], Tensor]]:
 def taps(net: nn.Module, *layers: str):
     """Record named layers' outputs while `net` runs: `with taps(net, "conv2") as seen: net(x); seen["conv2"]`.
 
-    Names are those of `net.named_modules()`, also with the endings of `view`; the network itself is not changed. An unknown name is a
-    ValueError.
+    Names are those of `net.named_modules()`, also with the endings of `view`; the network itself is not changed. Of a layer that is run
+    several times the last output is kept. An unknown name is a ValueError.
     """
     modules, seen, handles = dict(net.named_modules()), {}, []
     overwritten = any(getattr(module, "inplace", False) for module in modules.values())  # by a later layer, as in torchvision
@@ -222,9 +222,11 @@ def taps(net: nn.Module, *layers: str):
 
 
 def features(net: nn.Module, x: Tensor, layer: str | None = None) -> Tensor:
-    """What one layer says of x, by `taps`; None or "logits" is what the network itself returns."""
+    """What one layer says of x, by `taps`; None or "logits" is what the network itself returns. A layer that is not run is a ValueError."""
     if layer in (None, "logits"):
         return net(x)
     with taps(net, layer) as seen:
         net(x)
+    if layer not in seen:
+        raise ValueError(f"layer {layer!r} of {type(net).__name__} is not run")
     return seen[layer]

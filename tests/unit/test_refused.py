@@ -15,7 +15,7 @@ from kdlib import losses
 from kdlib.data.augment import jitter
 from kdlib.data.digits import Digits
 from kdlib.distill import CRD, Alone, Regressor
-from kdlib.models import Model
+from kdlib.models import Model, features
 from kdlib.probes import adversarial, agreement, boundary, divergence, localization
 from kdlib.probes.accuracy import correct, predict
 from kdlib.store import describe, key
@@ -40,6 +40,15 @@ class ChannelsLast(nn.Module):
 
     def forward(self, x):
         return self.head(self.last(self.stage(x).movedim(1, 3)).mean((1, 2)))
+
+
+class Idle(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.idle = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return x.flatten(1)
 
 
 def contrast(classes=2):
@@ -81,6 +90,7 @@ CASES = {
     "CRD before its banks": (lambda: step(CRD(1, 1, 0.1, 4, "a", "b").build((5,), (5,)), torch.arange(4), torch.arange(4) % 2), "CRD: its banks are empty; call fill("),
     "CRD by places in the batch": (lambda: step(contrast(), torch.arange(4), torch.arange(1, 5) % 2), "CRD: these labels are not those that `fill` was given for the items idx"),
     "tokens to a map": (lambda: Regressor((17, 192), (128, 4, 4)), "hint: cannot map student features (17, 192) to teacher features (128, 4, 4); both are (channels, height, width) or"),
+    "a layer that is not run": (lambda: features(Idle().eval(), X, "idle"), "layer 'idle' of Idle is not run"),
     "a run in half precision": (lambda: run(dtype="float16"), "Run: device is cpu or cuda and dtype float32 or bfloat16, not 'cpu' and 'float16'; kdlib.train.machine resolves auto"),
     "a run anywhere": (lambda: run(device="auto"), "not 'auto' and 'float32'"),
 }
