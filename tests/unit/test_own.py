@@ -20,7 +20,7 @@ def run(code, folder):
 
 def test_a_training_loop_of_ones_own(tmp_path):
     lines = run(LOOP, tmp_path)
-    assert [line.split(":")[0] for line in lines] == ["Ind", "KL", "Hint", "CRD"]
+    assert [line.split(":")[0] for line in lines] == ["Alone", "KL", "Hint", "CRD"]
     assert all(float(share) > 75 for line in lines for share in re.findall(r"([\d.]+)%", line)), lines
 
 
