@@ -17,7 +17,7 @@ from kdlib import toy
 from kdlib.data import augment
 from kdlib.models import features, view
 from kdlib.probes import accuracy, adversarial, boundary, divergence, invariance, localization
-from kdlib.store import Arrays, describe, key
+from kdlib.store import Arrays, describe, key, kind
 from kdlib.train import Run, stream
 
 
@@ -36,8 +36,7 @@ class Measure:
         return None
 
     def describe(self) -> dict:
-        return {"type": type(self).__name__, "version": self.version,
-                **{n: v.key if isinstance(v, Run) else describe(v) for n, v in self._fields().items()}}
+        return kind(self) | {n: v.key if isinstance(v, Run) else describe(v) for n, v in self._fields().items()}
 
     @cached_property
     def key(self) -> str:

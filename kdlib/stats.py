@@ -266,6 +266,8 @@ class _Form(NamedTuple):
 def _forms(groups, m):
     """The terms for items that share these groups, by inclusion and exclusion; the last argument is the number of items."""
     groups, forms = [np.asarray(g) for g in groups], []
+    if groups and m == 1:
+        raise ValueError("groups are of items, and these values have none")
     for labels in groups:
         if labels.shape != (m,) or len(np.unique(labels)) < 2:
             raise ValueError(f"groups must be labels ({m},) of at least two groups, got {labels.shape} of {len(np.unique(labels))}")

@@ -42,18 +42,14 @@ def cache_root() -> Path:
 def describe(value) -> object:
     """A value as JSON-able data, for hashing: dataclasses by name, version and fields, or by their own `describe()`.
 
-    Of a class that is not kdlib's the module counts too (`__main__` in every script and notebook: import it from a module of its own). What the
-    class *does* is not seen: raise its `version` when that changes.
+    Of a class that is not kdlib's the module counts too (`__main__` in every script and notebook: import it from a module of its own), unless
+    it describes itself. What the class *does* is not seen: raise its `version` when that changes.
     """
     if hasattr(value, "describe"):
         return value.describe()
     if dataclasses.is_dataclass(value):
         fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if not isinstance(version := getattr(value, "version", None), int):
-            raise TypeError(f"cannot describe {type(value).__name__} for a key: it needs `version: ClassVar[int] = 1`, to be raised when its code changes")
-        module = type(value).__module__
-        own = {} if module.partition(".")[0] == "kdlib" else {"module": module}
-        return {"type": type(value).__name__, "version": version, **own, **fields}
+        return kind(value) | fields
     if isinstance(value, (list, tuple)):
         return [describe(v) for v in value]
     if isinstance(value, dict):
@@ -63,6 +59,14 @@ def describe(value) -> object:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"cannot describe {type(value).__name__} {value!r} for a key")
+
+
+def kind(value) -> dict:
+    """What `describe` says of a value's class."""
+    name, module = type(value).__name__, type(value).__module__
+    if not isinstance(version := getattr(value, "version", None), int):
+        raise TypeError(f"cannot describe {name} for a key: it needs `version: ClassVar[int] = 1`, to be raised when its code changes")
+    return {"type": name, "version": version} | ({} if module.partition(".")[0] == "kdlib" else {"module": module})
 
 
 def key(spec: object) -> str:

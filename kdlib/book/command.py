@@ -232,6 +232,12 @@ def _minutes(minutes: float | None, pairs: int = 1) -> str:
     return f"{minutes * 60:.0f} s" if minutes < 1 else f"{minutes:g} min" if minutes < 90 else f"{minutes / 60:.2g} h"
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser, *_):
+        print("kdlib", version("kdlib"))
+        parser.exit()
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         self.exit(2, f"kdlib: {message}; {self.prog} --help tells more\n")
@@ -239,7 +245,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="kdlib", description="Execute, render and publish the chapters of the book.")
-    parser.add_argument("--version", action="version", version=f"kdlib {version('kdlib')}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, call, text: str):

@@ -53,10 +53,14 @@ def jitter(x: Tensor, factors: Tensor) -> Tensor:
 
     `factors` (n, 4) as of `jitter_factors`; (1, 1, 1, 0) changes nothing. Each step is clipped to [0, 1] and equals
     torchvision.transforms.functional's adjust_brightness, adjust_contrast, adjust_saturation and adjust_hue, of images of floats: none goes
-    through uint8. Pixels outside [0, 1] are a ValueError.
+    through uint8. Pixels outside [0, 1], by more than rounding, are a ValueError.
     """
-    if len(x) and not 0 <= x.min() <= x.max() <= 1:
+    if len(x) and not -1e-5 <= x.min() <= x.max() <= 1 + 1e-5:
         raise ValueError(f"jitter: pixels must lie in [0, 1], not from {x.min():g} to {x.max():g}")
+    return _jitter(x, factors)
+
+
+def _jitter(x: Tensor, factors: Tensor) -> Tensor:
     brightness, contrast, saturation, hue = (f.view(-1, 1, 1, 1).to(x) for f in factors.unbind(1))
     x = (x * brightness).clamp(0, 1)
     x = _blend(x, grey(x).mean((1, 2, 3), keepdim=True), contrast)
@@ -105,7 +109,7 @@ class Pictures:
     def batch(self, idx: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         p = parameters[idx]
         x = crop(self.pixels[idx], p[:, :2].long(), p[:, 2] > 0)
-        return jitter(x, p[:, 3:]) if self.colour else x, self.labels[idx]
+        return _jitter(x, p[:, 3:]) if self.colour else x, self.labels[idx]
 
 
 def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:

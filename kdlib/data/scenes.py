@@ -58,6 +58,7 @@ class Scenes:
 
     version: ClassVar[int] = 2
     domains: ClassVar[tuple[str, ...]] = DOMAINS
+    sharing: ClassVar[dict[str, tuple[str, ...]]] = {}  # each scene is drawn by itself
     seen: ClassVar[str] = "scene"
     jittered: ClassVar[str] = "scene jittered"
     names: ClassVar[tuple[str, ...]] = SHAPES

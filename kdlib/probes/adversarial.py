@@ -72,8 +72,9 @@ def fooled(clean, adversarial, labels, *, by: str):
     """
     if by not in ("change", "label"):
         raise ValueError(f"fooled: by is 'change' or 'label', not {by!r}")
-    same_items("fooled", adversarial, clean, labels)
-    return adversarial != (clean if by == "change" else labels)
+    other = clean if by == "change" else labels
+    same_items("fooled", adversarial, other)
+    return adversarial != other
 
 
 def calibrate(net: nn.Module, x: Tensor, y: Tensor, *, rate: float = 0.85, steps: int = 5, step_of_eps: float = 0.25,

@@ -178,6 +178,6 @@ def _positive(maps: Tensor, masks: Tensor) -> Tensor:
     _check_maps(maps, masks)
     if any(cells > pixels for cells, pixels in zip(maps.shape[1:], masks.shape[1:])):
         raise ValueError(f"localization: masks {tuple(masks.shape)} are coarser than maps {tuple(maps.shape)}")
-    if masks.dtype != torch.bool and masks.numel() and not 0 <= masks.min() <= masks.max() <= 1:
+    if masks.dtype != torch.bool and masks.numel() and not -1e-5 <= masks.min() <= masks.max() <= 1 + 1e-5:
         raise ValueError(f"localization: masks are bool or shares in [0, 1], not from {masks.min():g} to {masks.max():g}")
     return maps.double().clamp(min=0)

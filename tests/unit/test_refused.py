@@ -15,6 +15,7 @@ from kdlib import losses
 from kdlib.data.augment import jitter
 from kdlib.data.digits import Digits
 from kdlib.distill import CRD, Alone, Regressor
+from kdlib.measures import Measure
 from kdlib.models import Model, features
 from kdlib.probes import adversarial, agreement, boundary, divergence, localization
 from kdlib.probes.accuracy import correct, predict
@@ -113,6 +114,11 @@ def test_what_looks_like_channels_last_can_be_said_to_be_no_such_thing():
     assert right.shape == (6, 4, 4) and localization.gradcam(network, X, Y, layer="last", reshape=lambda t: t).shape == (6, 4, 7)
 
 
+def test_rounding_and_what_plays_no_part_are_not_refused():
+    assert jitter(X.clamp(max=1) + 2e-7, torch.tensor([[1.0, 1, 1, 0]]).expand(6, 4)).max() <= 1
+    assert adversarial.fooled(A, B, None, by="change").tolist() == (A != B).tolist()
+
+
 def test_banks_stay_as_they_are_in_eval_mode():
     crd, idx = contrast(), torch.arange(4)
     before = [bank.clone() for bank in crd.banks]
@@ -157,6 +163,13 @@ def test_classes_of_one_name_in_two_modules_have_two_keys():
 
     assert len({key(describe(made(module))) for module in ("mine", "yours", "kdlib.models", "mine")}) == 3
     assert "module" not in describe(made("kdlib.models")) and describe(made("mine"))["module"] == "mine"
+
+    @dataclass(frozen=True)
+    class Mine(Measure):
+        a: int
+        version: ClassVar[int] = 1
+
+    assert Mine(1).describe() == {"type": "Mine", "version": 1, "module": __name__, "a": 1}
 
     @dataclass(frozen=True)
     class Unversioned:

@@ -404,6 +404,8 @@ def test_the_interval_covers_where_items_share_shapes_and_textures_if_it_is_told
 
 @pytest.mark.parametrize("groups", [[np.zeros(6)], [np.arange(5)], [np.arange(6), np.zeros((2, 3))]])
 def test_groups_that_fit_no_table(groups):
+    with pytest.raises(ValueError, match="groups are of items, and these values have none"):
+        stats.effect([1, 2, 3], [0, 1, 1], groups=groups)
     with pytest.raises(ValueError, match=r"groups must be labels \(6,\) of at least two groups, got"):
         stats.crossed(np.random.default_rng(0).random((3, 6)), groups=groups)
 
