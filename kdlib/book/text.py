@@ -36,12 +36,12 @@ def effect(row: dict, unit: str) -> str:
 
 
 def _with_interval(effect: dict, scale: float, digits: int) -> str:
-    """An interval that is clear of zero gets up to two digits more, where rounding would set its end on zero."""
+    """An interval gets up to two digits more where rounding would set its end on zero though it is clear of it, or both of its ends."""
     if effect["effect"] is None:
         return "–"
-    if clear(effect):
-        near = scale * min(abs(effect["low"]), abs(effect["high"]))
-        digits = next((d for d in (digits, digits + 1) if round(near, d)), digits + 2)
+    if effect["low"] is not None:
+        telling = scale * (min if clear(effect) else max)(abs(effect["low"]), abs(effect["high"]))
+        digits = next((d for d in (digits, digits + 1) if round(telling, d)), digits + 2)
     numbers = [signed(scale * effect[k], digits) for k in ("effect", "low", "high") if effect[k] is not None]
     return typeset(numbers[0] + (f" [{numbers[1]}, {numbers[2]}]" if len(numbers) == 3 else ""))
 

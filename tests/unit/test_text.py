@@ -15,6 +15,8 @@ def row(effect, low, high, p=0.5, **more):
     (0.002, 0.00002, 0.004, "+0.200 [+0.002, +0.400]"),
     (0.002, 0.0000001, 0.004, "+0.200 [0.000, +0.400]"),
     (-0.0003, -0.0012, 0.0001, "0.0 [−0.1, 0.0]"),  # holds zero: no sign of a zero
+    (-0.0001, -0.0004, 0.0003, "−0.01 [−0.04, +0.03]"),  # no interval without a width
+    (0.0, 0.0, 0.0, "0.000 [0.000, 0.000]"),
     (0.081, None, None, "+8.1"),
 ])
 def test_an_interval_shows_on_which_side_of_zero_it_lies(effect, low, high, shown):
