@@ -287,7 +287,6 @@ CASES = {  # name: (what is spoilt, the command, what the line says)
     "no table of contents": (remove("root", "book/_toc.yml"), ["chapters"], "no notebooks/ and book/_toc.yml under {root}: the book's commands need"),
     "what cannot be planned": (code("chapter.complete(", "1 / 0\nchapter.complete("), PRUNE, f"{SLUG}: what it asks of the store cannot be planned"),
     "weights for a device that is not there": (nothing, ["weights", "-p", "device=cuda"], "weights: "),
-    "a folder that the source does not read": (nothing, ["run", "invariance", "-p", "folder={data}"], "parameter folder = {data} goes with source=imagefolder, and source is scenes"),
     # publishing
     "publishing from nowhere": (nothing, ["publish", SLUG, "--from", "/nowhere"], f"no executed chapter /nowhere/{SLUG}.ipynb; run it first"),
     "publishing from an empty folder": (nothing, ["publish", SLUG, "--from", "{empty}"], f"no executed chapter {{empty}}/{SLUG}.ipynb; run it first"),

@@ -121,6 +121,11 @@ def test_unseen_data_sets_go_with_photographs():
     assert study.suite.unseen == (), "what a network is trained on does not depend on what it will be asked"
 
 
+def test_a_folder_goes_with_its_source():
+    with pytest.raises(BookError, match="^parameter folder = pics goes with source=imagefolder, and source is scenes$"):
+        study_of(folder="pics").suite
+
+
 def test_held_out_pictures_are_a_fifth_of_each_class_and_not_learned_from():
     whole, held = Scenes(32, 100, 20), Scenes(32, 100, 20, held_out=True)
     every, kept, (x, y) = whole.train(("scene",), "cpu"), held.train(("scene",), "cpu"), held.test("scene", "cpu")
