@@ -271,13 +271,13 @@ def page(every: list[Row], found: dict[str, Results], folder: str) -> str:
     caption = CAPTION.format(pairs=PAIRS if _several(every) else "")
     lines = [f":::{{figure}} {folder}/found.png", ":name: fig-found", ":width: 740px", f":alt: {_alt(every, found)}", "", caption, ":::", ""]
     if not _nothing(every, found):
-        lines.append(f"- **A student, more than its independent twin**: {_which(every, 'twin')}.")
+        lines.append(f"- **What students do more than their independent twins**: {_which(every, 'twin')}.")
         if against := _which(every, "twin", "control"):
             lines.append(f"- **Of these, also more than the same student of T\\***: {against}. That part is owed to what its teacher had learned, and not to being taught as such. "
                          "What is not shown need not be absent: where bars are wide, these runs cannot tell.")
         if own := _own(found):
             lines.append(f"- **And more than students of other teachers that were trained like its own** (asked on digits, where each seed has a teacher): {own}. "
-                         "Of errors and boundaries, " + ("only that" if " on " in own else "nothing") + " is shown to come from one very teacher.")
+                         "Of errors and boundaries, " + ("only that" if " on " in own else "nothing") + " is shown to come from one particular teacher.")
     lines += [f"- {text}" for text in (_variant(found), _verdicts(found), _stand_in(found)) if text]
     lines += ["", "::::{dropdown} The numbers of this figure, and what they rest on", *_numbers(every, "twin", "independent twin")]
     lines += _numbers(every, "control", "twin of teacher T\\*") if any(row.control for row in every) else []

@@ -160,7 +160,7 @@ def own_teacher(rows: Mapping[tuple[str, str], dict], distilled: Sequence[str]) 
     asked = {at: row for at, row in rows.items() if at[0] in distilled}
     stands = standing(asked)
     alone = {"Independent students, which met no T": [at for at in rows if at[0] in ("Ind", "Ind2")],
-             "Students of T\\*, which started from T's initial weights": [at for at in rows if at[0].endswith("*")]}
+             "Students of T\\*, a teacher that shares only its initial weights with T": [at for at in rows if at[0].endswith("*")]}
     astray, controls = [], []
     for who, its in alone.items():
         held = [at for at in its if rows[at]["low"] is not None]
