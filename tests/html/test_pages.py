@@ -132,7 +132,7 @@ def test_a_property_is_handed_on_where_every_setting_is_clear_of_zero():
     assert [(row.domain, list(row.twin)) for row in shown] == [("color", list(landing.METHODS)), ("M", list(landing.METHODS))]
     assert landing.title(shown, found) == "Students take over 1 of 1 properties by KL, none of 1 by Hint, none of 1 by CRD"
     says = landing.PROPERTIES[4].says
-    assert f"independent twin**: *KL* {says}; *Hint* none in every setting; *CRD* none in every setting." in landing.page(shown, found, "generated")
+    assert f"independent twins**: *KL* {says}; *Hint* none in every setting; *CRD* none in every setting." in landing.page(shown, found, "generated")
     assert f"of T\\***: *KL* {says}; *Hint* none in every setting" in landing.page(shown, found, "generated")
     for effect in found[SLUG].effects:  # a gain that the control has, too
         if effect["reference"] == "KL*":

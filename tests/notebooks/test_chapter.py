@@ -119,7 +119,7 @@ def test_what_the_page_says_is_what_was_recorded(smoke):
         assert share == f"{100 * np.mean(found.values(method=method, domain=domain, measure='accuracy')):.1f}"
         if method != "Ind":
             row = found.find(method=method, reference="Ind", domain=domain, measure="accuracy")
-            numbers = [float(x.replace("−", "-")) for x in re.findall(r"[+−]\d+\.\d", effect)]
+            numbers = [float(x.replace("−", "-")) for x in re.findall(r"[+−]?\d+\.\d+", effect)]
             assert numbers == pytest.approx([100 * row[k] for k in ("effect", "low", "high") if row[k] is not None], abs=0.051)
             checked += 1
     assert checked == 3 * 9
