@@ -18,7 +18,7 @@ from kdlib.book.chapters import sources
 from kdlib.book.claims import CLAIMS, Claim, standing, variant, verdicts
 from kdlib.book.headline import against_control, basis, judge
 from kdlib.book.results import Results
-from kdlib.book.text import count, gains, listed, pairs, points
+from kdlib.book.text import clear, count, gains, listed, pairs, points
 
 METHODS = ("KL", "Hint", "CRD")
 WORDS = {"orig": "plain digits (both saw them)", "color": "coloured digits", "M": "digits over photographs"}
@@ -277,7 +277,8 @@ def page(every: list[Row], found: dict[str, Results], folder: str) -> str:
                          "What is not shown need not be absent: where bars are wide, these runs cannot tell.")
         if own := _own(found):
             lines.append(f"- **And more than students of other teachers that were trained like its own** (asked on digits, where each seed has a teacher): {own}. "
-                         "Of errors and boundaries, " + ("only that" if " on " in own else "nothing") + " is shown to come from one particular teacher.")
+                         "Of errors and boundaries, " + ("only that" if " on " in own else "nothing") + " is shown to come from one particular teacher."
+                         + _met_no_teacher(found))
     lines += [f"- {text}" for text in (_variant(found), _verdicts(found), _stand_in(found)) if text]
     lines += ["", "::::{dropdown} The numbers of this figure, and what they rest on", *_numbers(every, "twin", "independent twin")]
     lines += _numbers(every, "control", "twin of teacher T\\*") if any(row.control for row in every) else []
@@ -319,14 +320,26 @@ def _alt(every: list[Row], found: dict[str, Results]) -> str:
 
 
 def _own(found: dict[str, Results]) -> str:
-    """'repeats its teacher's errors (KL on color and M), ...', or '' where nothing was asked."""
-    asked = {(what, row["method"], row["domain"]): row for (slug, measure), what in OWN.items() if slug in found for row in found[slug].matching(measure=measure)
-             if row["method"] in METHODS and not variant(row["method"], found[slug]) and row["low"] is not None}
+    """'repeats its teacher's errors (KL on color +1.0 [+0.5, +1.5]), ...', or '' where nothing was asked."""
+    asked = {(what, row["method"], row["domain"]): row for slug, what, row in _of_own_teacher(found) if row["method"] in METHODS and not variant(row["method"], found[slug])}
     stands, said = standing(asked), []
     for what in dict.fromkeys(what for what, *_ in asked):
-        clear = {m: [domain for of, method, domain in asked if (of, method) == (what, m) and (of, m, domain) in stands] for m in METHODS}
-        said.append(f"{what} (" + ("; ".join(f"{m} on {listed(domains, '')}" for m, domains in clear.items() if domains) or "none shown") + ")")
+        shown = {m: [f"{domain} {points(asked[of, m, domain])}" for of, method, domain in asked if (of, method) == (what, m) and (of, m, domain) in stands] for m in METHODS}
+        said.append(f"{what} (" + ("; ".join(f"{m} on {listed(domains, '')}" for m, domains in shown.items() if domains) or "none shown") + ")")
     return ", ".join(said) + (f"; after Holm's correction over these {count(len(asked), 'interval')}" if len(asked) > 1 else "") if asked else ""
+
+
+def _met_no_teacher(found: dict[str, Results]) -> str:
+    """How often the same is seen of students that never met the teacher, for whom it should not be."""
+    controls = [row for _, _, row in _of_own_teacher(found) if row["method"] not in METHODS]
+    return (f" Of {count(len(controls), 'such interval')} of students that never met that teacher, which should hold zero, {sum(map(clear, controls))} "
+            f"exclude{'s' * (sum(map(clear, controls)) == 1)} it, each by itself." if controls else "")
+
+
+def _of_own_teacher(found: dict[str, Results]) -> Iterator[tuple[str, str, dict]]:
+    """Chapter, what was asked and the effect: own students minus those of other seeds, where there is an interval."""
+    for (slug, measure), what in OWN.items():
+        yield from ((slug, what, row) for row in (found[slug].matching(measure=measure) if slug in found else ()) if row["low"] is not None)
 
 
 def _verdicts(found: dict[str, Results]) -> str:

@@ -150,6 +150,7 @@ class OwnTeacher(NamedTuple):
 
     particular: dict[str, list[str]]  #: by method, the domains that stand after Holm's correction
     before: list[str]  #: 'KL on M': those that only stand before it
+    below: list[str]  #: 'CRD on M': those below zero, each by itself
     asked: int  #: intervals that the correction is over
     astray: list[str]  #: 'Ind on color': those of students that never met T, and yet exclude zero
     controls: list[str]  #: sentences about these
@@ -170,7 +171,8 @@ def own_teacher(rows: Mapping[tuple[str, str], dict], distilled: Sequence[str]) 
             controls.append(f"{who}, should show no difference: of {count(len(held), 'interval')} {len(clear_)} exclude{'s' * (len(clear_) == 1)} zero"
                             + (f" ({', '.join(clear_)})." if clear_ else "."))
     return OwnTeacher({m: [domain for method, domain in asked if method == m and (m, domain) in stands] for m in distilled},
-                      [" on ".join(at) for at, row in asked.items() if gains(row) and at not in stands], len(asked), astray, controls)
+                      [" on ".join(at) for at, row in asked.items() if gains(row) and at not in stands],
+                      [" on ".join(at) for at, row in asked.items() if clear(row) and not gains(row)], len(asked), astray, controls)
 
 
 def would_have_found(effects: Sequence[dict]) -> str:

@@ -34,11 +34,11 @@ def test_what_comes_from_the_very_own_teacher_is_told_from_what_does_not():
             ("Hint", "b"): row(-0.2, -0.3, -0.1, 0.001), ("Ind", "a"): row(-0.1, -0.2, -0.05, 0.01), ("Ind2", "a"): row(0.0, -0.1, 0.1),
             ("KL*", "a"): row(0.0, -0.1, 0.1)}
     found = text.own_teacher(rows, ("KL", "Hint"))
-    assert found.particular == {"KL": ["a"], "Hint": []} and found.before == ["KL on b"] and found.asked == 4
+    assert found.particular == {"KL": ["a"], "Hint": []} and found.before == ["KL on b"] and found.below == ["Hint on b"] and found.asked == 4
     assert found.astray == ["Ind on a"]
     assert [said.split(": ")[1] for said in found.controls] == ["of 2 intervals 1 excludes zero (Ind on a).", "of 1 interval 0 exclude zero."]
     nothing = text.own_teacher({at: its | {"low": None, "high": None, "p": None} for at, its in rows.items()}, ("KL", "Hint"))
-    assert nothing.particular == {"KL": [], "Hint": []} and not nothing.before + nothing.astray + nothing.controls
+    assert nothing.particular == {"KL": [], "Hint": []} and not nothing.before + nothing.below + nothing.astray + nothing.controls
     assert text.own_teacher({}, ("KL",)).asked == 0
 
 
