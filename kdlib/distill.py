@@ -149,7 +149,9 @@ class CRD:
     form: str = "exact"
     positive: str = "bank"
 
-    version: ClassVar[int] = 1
+    @property
+    def version(self) -> int:
+        return 2 if self.form == "sampled" else 1  # since negatives are drawn by their places among the items of other classes
 
     def __post_init__(self):
         _floats(self, "gamma", "beta", "tau", "momentum")
@@ -183,6 +185,7 @@ class _Contrast(nn.Module):
         self.z = [1.0, 1.0] if self.objective.form == "printed" else [
             losses.crd_normalizer(self.banks[1 - which][anchors], self.banks[which], tau=self.objective.tau) for which in (0, 1)]
         self.info = {"crd z": {"student bank": self.z[0], "teacher bank": self.z[1], "items": len(labels)}}
+        self.by_class, self.count = labels.argsort(stable=True), labels.bincount()
 
     def forward(self, logits, labels, features, target, idx) -> Tensor:
         """`idx` (batch,) are the items' places in what `fill` was given. In eval mode the banks stay as they are."""
@@ -193,10 +196,8 @@ class _Contrast(nn.Module):
         if self.training:
             self._update()
         objective, current = self.objective, [self.embed(0, features), self.embed(1, target)]
-        negative = labels[:, None] != self.labels
-        drawn = None
-        if objective.form == "sampled":
-            drawn = torch.multinomial(negative.float(), objective.n, replacement=True, generator=self.generator)
+        drawn = self._draw(labels) if objective.form == "sampled" else None
+        negative = None if objective.form == "sampled" else labels[:, None] != self.labels
         positives = [feature.detach() for feature in current] if objective.positive == "current" else [bank[idx] for bank in self.banks]
         contrast = sum(self._direction(current[which], positives[1 - which], 1 - which, negative, drawn) for which in (0, 1))
         if self.training:
@@ -210,6 +211,15 @@ class _Contrast(nn.Module):
             idx, features = self.seen
             for bank, feature in zip(self.banks, features):
                 bank[idx] = F.normalize(self.objective.momentum * bank[idx] + (1 - self.objective.momentum) * feature, dim=1)
+
+    def _draw(self, labels: Tensor) -> Tensor:
+        """Places (batch, N) in the banks of items of other classes than each label's, each as likely, with replacement."""
+        own, first = self.count[labels, None], (self.count.cumsum(0) - self.count)[labels, None]
+        others = len(self.labels) - own
+        if not others.all():
+            raise ValueError("CRD: every training item is of one class, so there are no negatives to draw")
+        place = (torch.rand(len(labels), self.objective.n, dtype=torch.float64, device=labels.device, generator=self.generator) * others).long()
+        return self.by_class[place + own * (place >= first)]  # the items in the order of their classes, the label's own left out
 
     def _direction(self, anchor, positive, which, negative, drawn) -> Tensor:
         bank, common = self.banks[which], dict(tau=self.objective.tau, z=self.z[which])

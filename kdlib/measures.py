@@ -15,10 +15,11 @@ import torch.nn.functional as F
 
 from kdlib import toy
 from kdlib.data import augment
+from kdlib.distill import CRD
 from kdlib.models import features, view
 from kdlib.probes import accuracy, adversarial, boundary, divergence, invariance, localization
 from kdlib.store import Arrays, describe, key, kind
-from kdlib.train import Run, stream
+from kdlib.train import Run, begin, stream
 
 
 class Measure:
@@ -184,6 +185,53 @@ class Features(Measure):
         x = self.data.test(self.domain, self.run.device)[0][: self.items]
         found = torch.cat([features(net, part, self.layer) for part in x.split(500)])
         return {"feature": (found.float() if self.layer == "logits" else found.half()).contiguous().cpu().numpy()}
+
+
+@dataclass(frozen=True)
+class Missed(Measure):
+    """How far a student's features are from its teacher's at one layer of each, on the first `items` images of a test domain: `missed` (items,)
+    float32, an image's mean squared difference as a share of the variance of all the teacher's features (their mean alone would miss them by 1)."""
+
+    run: Run
+    teacher: Run
+    data: object
+    domain: str
+    layer: str
+    teacher_layer: str
+    items: int
+
+    version: ClassVar[int] = 1
+
+    @torch.no_grad()
+    def compute(self, student, teacher):
+        parts = self.data.test(self.domain, self.run.device)[0][: self.items].split(100)
+        ours, theirs = (torch.cat([features(net, x, layer).float().flatten(1) for x in parts]) for net, layer in
+                        ((student, self.layer), (teacher, self.teacher_layer)))
+        if ours.shape != theirs.shape:
+            raise ValueError(f"missed: {tuple(ours.shape[1:])} features of {self.layer} cannot be compared with {tuple(theirs.shape[1:])} of {self.teacher_layer}")
+        return {"missed": ((ours - theirs).square().mean(1) / theirs.var(correction=0)).cpu().numpy()}
+
+
+@dataclass(frozen=True)
+class Normalizer(Measure):
+    """The constant z of CRD that the training of `run` starts with: `z` (2,) float64, against the student's bank and the teacher's; `items`,
+    how many these hold (M). Needs the teacher alone, as the banks are filled before the first step."""
+
+    run: Run
+
+    version: ClassVar[int] = 1
+
+    def __post_init__(self):
+        if not isinstance(self.run.objective, CRD):
+            raise ValueError(f"normalizer: {type(self.run.objective).__name__} has none, only CRD does")
+
+    @property
+    def runs(self):
+        return (self.run.teacher,)
+
+    def compute(self, teacher):
+        loss = begin(self.run, teacher)[3]
+        return {"z": np.array(loss.z), "items": np.array(len(loss.labels))}
 
 
 @dataclass(frozen=True)

@@ -201,24 +201,12 @@ def fit(run: Run, teacher: nn.Module | None = None) -> tuple[nn.Module, dict]:
         raise ValueError(f"fit: {run} {'needs the network of its teacher' if run.teacher else 'has no teacher'}")
     started, device = time.perf_counter(), torch.device(run.device)
     with repeatable(run.device):
-        data = run.data.train(run.domains, device)
-        with seeded(stream(run.seed, "init"), run.device):
-            student = run.model.build().to(device, memory_format=torch.channels_last)
-        if teacher is not None:
-            teacher = teacher.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        data, student, teacher, loss, shape = begin(run, teacher)
         autocast = torch.autocast(run.device, torch.bfloat16, enabled=run.dtype == "bfloat16")
-        first = data.batch(torch.zeros(1, dtype=torch.long, device=device), data.draw(torch.Generator().manual_seed(0)))[0]
-        with torch.no_grad():
-            shapes = [net and features(net.eval(), first, layer).shape[1:] for net, layer in
-                      ((student, run.objective.student_layer), (teacher, run.objective.teacher_layer))]
-        with seeded(stream(run.seed, "head"), run.device):
-            loss = run.objective.build(*shapes).to(device)
-        if hasattr(loss, "fill"):
-            loss.fill(*_everything(run, student, teacher, data))
         student.train()
         optimizer = run.schedule.optimizer([*student.parameters(), *loss.parameters()])
         order, augment = (torch.Generator().manual_seed(stream(run.seed, name)) for name in ("order", "augment"))
-        targets = _targets(run, teacher, data, shapes[1], autocast)
+        targets = _targets(run, teacher, data, shape, autocast)
         history = []
         with seeded(stream(run.seed, "dropout"), run.device), taps(student, *filter(None, [run.objective.student_layer])) as seen:
             for epoch in range(run.schedule.epochs):
@@ -240,6 +228,25 @@ def fit(run: Run, teacher: nn.Module | None = None) -> tuple[nn.Module, dict]:
                 history.append(_finite(run, epoch, torch.stack(steps)))
     return student.eval(), {"loss": history, "seconds": round(time.perf_counter() - started, 2),
                             **getattr(loss, "info", {})}
+
+
+def begin(run: Run, teacher: nn.Module | None = None) -> tuple:
+    """What `fit` starts from: (training data, student, teacher, the objective's module with its banks filled, the shape of a target)."""
+    device = torch.device(run.device)
+    data = run.data.train(run.domains, device)
+    with seeded(stream(run.seed, "init"), run.device):
+        student = run.model.build().to(device, memory_format=torch.channels_last)
+    if teacher is not None:
+        teacher = teacher.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    first = data.batch(torch.zeros(1, dtype=torch.long, device=device), data.draw(torch.Generator().manual_seed(0)))[0]
+    with torch.no_grad():
+        shapes = [net and features(net.eval(), first, layer).shape[1:] for net, layer in
+                  ((student, run.objective.student_layer), (teacher, run.objective.teacher_layer))]
+    with seeded(stream(run.seed, "head"), run.device):
+        loss = run.objective.build(*shapes).to(device)
+    if hasattr(loss, "fill"):
+        loss.fill(*_everything(run, student, teacher, data))
+    return data, student, teacher, loss, shapes[1]
 
 
 def finish(run: Run, store: Store) -> nn.Module:

@@ -165,6 +165,37 @@ def test_crd_learns_nothing_from_features_that_say_nothing(form):
     assert lowest("bank") > uninformed - 0.05 and lowest("current") < uninformed / 2
 
 
+def test_negatives_are_drawn_alike_from_all_items_of_other_classes():
+    labels = torch.tensor([2, 0, 5, 2, 2, 0, 5, 0, 2, 5])  # of unequal size, unsorted, with classes that are absent
+    loss = CRD(0.0, 1.0, 0.1, 20_000, "a", "b", dim=4, form="sampled").build((4,), (4,))
+    loss.fill(draw(10, 4, seed=1), draw(10, 4, seed=2), labels)
+    drawn = loss._draw(torch.tensor([2, 0, 5, 2]))
+    assert drawn.shape == (4, 20_000) and not torch.equal(drawn[0], drawn[3])
+    for row, label in zip(drawn, (2, 0, 5, 2)):
+        share = row.bincount(minlength=10) / 20_000
+        others = labels != label
+        assert not share[~others].any() and torch.allclose(share[others], 1 / others.sum(), atol=0.012)  # four standard errors
+
+
+def test_the_sampled_form_is_on_average_the_exact_one_of_whole_training():
+    features, labels, idx = [draw(40, 4, seed=seed) for seed in (1, 2)], torch.arange(40) % 3, torch.arange(5)
+    made = {form: CRD(0.0, 1.0, 0.2, 8, "a", "b", dim=4, form=form).build((4,), (4,)) for form in ("exact", "sampled")}
+    made["sampled"].load_state_dict(made["exact"].state_dict())
+    for loss in made.values():
+        loss.fill(*features, labels)
+        loss.eval()  # the banks stay as they are
+    values = torch.stack([made["sampled"](draw(5, 3), labels[idx], *(f[idx] for f in features), idx) for _ in range(2000)]).detach()
+    exact = made["exact"](draw(5, 3), labels[idx], *(f[idx] for f in features), idx).item()
+    assert abs(values.mean().item() - exact) < 4 * values.std().item() / 2000**0.5 < 0.01 * exact
+
+
+def test_negatives_of_a_set_of_one_class_are_refused():
+    loss = CRD(0.0, 1.0, 0.1, 8, "a", "b", dim=4, form="sampled").build((4,), (4,))
+    loss.fill(draw(6, 4), draw(6, 4), torch.ones(6, dtype=torch.long))
+    with pytest.raises(ValueError, match="every training item is of one class"):
+        loss(draw(2, 3), torch.ones(2, dtype=torch.long), draw(2, 4), draw(2, 4), torch.arange(2))
+
+
 @pytest.mark.parametrize("make, message", [
     (lambda: CRD(1.0, 1.0, 0.1, 8, "a", "b", form="some"), "CRD: form is exact, sampled or printed, not 'some'"),
     (lambda: CRD(1.0, 1.0, 0.1, 8, "a", "b", positive="fresh"), "CRD: positive is bank or current, not 'fresh'"),

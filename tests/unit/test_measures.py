@@ -8,15 +8,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from kdlib.data.digits import Digits
-from kdlib.distill import KL, Alone
+from kdlib.distill import CRD, KL, Alone
 from kdlib import measures
-from kdlib.measures import Attack, Attacked, Divergence, Noise, Planes, Predictions, Regions
+from kdlib.measures import Attack, Attacked, Divergence, Missed, Noise, Normalizer, Planes, Predictions, Regions
 from kdlib.models import MnistNet, Model
 from kdlib.probes import adversarial, boundary, divergence
 from kdlib.probes.accuracy import predict
 from kdlib.store import Store, digest
 from kdlib.study import complete
-from kdlib.train import Adadelta, Run
+from kdlib.train import Adadelta, Run, finish, fit
 
 SUITE = Digits(limit=64)
 ALONE = Run(data=SUITE, domains=("orig",), model=Model("mnistnet", {"size": 16}), objective=Alone(), schedule=Adadelta(1),
@@ -105,6 +105,28 @@ def test_divergence_against_torch_and_in_its_measure():
     nats = Divergence(TAUGHT, ALONE, SUITE, "M", 20).compute(student, teacher)["nats"]
     assert nats.dtype == np.float16
     np.testing.assert_allclose(nats, wanted.numpy(), rtol=2e-3, atol=1e-6)
+
+
+def test_features_missed_are_a_share_of_the_teachers_variance():
+    student, teacher, (x, _) = network(0), network(1), SUITE.test("orig", "cpu")
+    ours, theirs = (net.conv2(net.relu1(net.conv1(x[:50]))).flatten(1).detach().double() for net in (student, teacher))
+    missed = Missed(TAUGHT, ALONE, SUITE, "orig", "conv2", "conv2", 50).compute(student, teacher)["missed"]
+    np.testing.assert_allclose(missed, ((ours - theirs) ** 2).mean(1) / ((theirs - theirs.mean()) ** 2).mean(), rtol=1e-4)
+    assert not Missed(TAUGHT, ALONE, SUITE, "orig", "conv2", "conv2", 50).compute(teacher, teacher)["missed"].any()
+    with pytest.raises(ValueError, match="missed: .* features of conv1 cannot be compared with .* of conv2"):
+        Missed(TAUGHT, ALONE, SUITE, "orig", "conv1", "conv2", 50).compute(student, teacher)
+
+
+def test_the_normalizer_of_a_student_is_the_one_that_its_training_reports(tmp_path):
+    run = replace(TAUGHT, objective=CRD(1.0, 0.1, 0.1, 8, "relu3", "relu3"))
+    measure, store = Normalizer(run), Store(tmp_path)
+    found = complete([measure], store, jobs=1, progress=lambda line: None)[measure]
+    assert store.read("run", run.key) is None and store.read("run", ALONE.key), "its student was trained, too"
+    reported = fit(run, finish(ALONE, store))[1]["crd z"]
+    assert found["z"].tolist() == [reported["student bank"], reported["teacher bank"]] and found["items"] == reported["items"] == 64
+    assert measure.key != Normalizer(replace(run, seed="c")).key
+    with pytest.raises(ValueError, match="normalizer: KL has none, only CRD does"):
+        Normalizer(TAUGHT)
 
 
 def test_a_network_in_train_mode_has_no_divergence():
