@@ -149,9 +149,7 @@ class CRD:
     form: str = "exact"
     positive: str = "bank"
 
-    @property
-    def version(self) -> int:
-        return 2 if self.form == "sampled" else 1  # since negatives are drawn by their places among the items of other classes
+    version: ClassVar[int] = 1
 
     def __post_init__(self):
         _floats(self, "gamma", "beta", "tau", "momentum")
@@ -185,7 +183,10 @@ class _Contrast(nn.Module):
         self.z = [1.0, 1.0] if self.objective.form == "printed" else [
             losses.crd_normalizer(self.banks[1 - which][anchors], self.banks[which], tau=self.objective.tau) for which in (0, 1)]
         self.info = {"crd z": {"student bank": self.z[0], "teacher bank": self.z[1], "items": len(labels)}}
-        self.by_class, self.count = labels.argsort(stable=True), labels.bincount()
+        self.others, order = len(labels) - labels.bincount(), labels.argsort(stable=True)
+        self.first = labels.bincount().cumsum(0) - labels.bincount()
+        rank = torch.arange(len(labels), device=labels.device) - self.first[labels[order]]
+        self.before = labels[order] * len(labels) + order - rank  # in the order of classes: how many of other classes come before an item
 
     def forward(self, logits, labels, features, target, idx) -> Tensor:
         """`idx` (batch,) are the items' places in what `fill` was given. In eval mode the banks stay as they are."""
@@ -213,13 +214,20 @@ class _Contrast(nn.Module):
                 bank[idx] = F.normalize(self.objective.momentum * bank[idx] + (1 - self.objective.momentum) * feature, dim=1)
 
     def _draw(self, labels: Tensor) -> Tensor:
-        """Places (batch, N) in the banks of items of other classes than each label's, each as likely, with replacement."""
-        own, first = self.count[labels, None], (self.count.cumsum(0) - self.count)[labels, None]
-        others = len(self.labels) - own
+        """Places (batch, N) in the banks of items of other classes than each label's, each as likely, with replacement.
+
+        On a CPU they are those that torch.multinomial draws from the mask of these items, without its passes over all M of them: of
+        k = 1, 2, ... the first whose share k / others, rounded to float32, is not below a random number.
+        """
+        others = self.others[labels, None]
         if not others.all():
             raise ValueError("CRD: every training item is of one class, so there are no negatives to draw")
-        place = (torch.rand(len(labels), self.objective.n, dtype=torch.float64, device=labels.device, generator=self.generator) * others).long()
-        return self.by_class[place + own * (place >= first)]  # the items in the order of their classes, the label's own left out
+        u = torch.rand(len(labels), self.objective.n, dtype=torch.float64, device=labels.device, generator=self.generator)
+        k = (u * others).ceil().long()
+        k += ((k.float() / others).double() < u).long() - ((k - 1).float() / others >= u).long()
+        k = k.clamp(min=1) - 1  # from 0
+        items = torch.searchsorted(self.before, labels[:, None] * len(self.labels) + k, right=True) - self.first[labels, None]
+        return k + items  # those of its class that come before the k-th other one
 
     def _direction(self, anchor, positive, which, negative, drawn) -> Tensor:
         bank, common = self.banks[which], dict(tau=self.objective.tau, z=self.z[which])

@@ -177,6 +177,18 @@ def test_negatives_are_drawn_alike_from_all_items_of_other_classes():
         assert not share[~others].any() and torch.allclose(share[others], 1 / others.sum(), atol=0.012)  # four standard errors
 
 
+@pytest.mark.parametrize("m, classes", [(60_000, 10), (50_000, 1000), (7, 2), (300_000, 3), (97, 97)])
+def test_drawn_negatives_are_those_of_multinomial_over_the_mask(m, classes):
+    labels = torch.randint(classes, (m,), generator=torch.Generator().manual_seed(1))
+    labels[:2] = torch.tensor([0, classes - 1])
+    loss = CRD(0.0, 1.0, 0.1, 500, "a", "b", dim=4, form="sampled").build((4,), (4,))
+    loss.fill(draw(m, 4, seed=1), draw(m, 4, seed=2), labels)
+    batch = labels[torch.randperm(m, generator=torch.Generator().manual_seed(2))[:64]]
+    twin = torch.Generator().manual_seed(loss.draws)
+    for _ in range(3):
+        assert torch.equal(loss._draw(batch), torch.multinomial((batch[:, None] != labels).float(), 500, replacement=True, generator=twin))
+
+
 def test_the_sampled_form_is_on_average_the_exact_one_of_whole_training():
     features, labels, idx = [draw(40, 4, seed=seed) for seed in (1, 2)], torch.arange(40) % 3, torch.arange(5)
     made = {form: CRD(0.0, 1.0, 0.2, 8, "a", "b", dim=4, form=form).build((4,), (4,)) for form in ("exact", "sampled")}
