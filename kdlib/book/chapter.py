@@ -8,9 +8,12 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
+
+from filelock import FileLock
 
 from kdlib import cluster, study
 from kdlib.book import ROOT, BookError
@@ -105,8 +108,9 @@ class Chapter:
                 raise BookError(f"{lacking} of {len(wanted) + len(shared)} measurements are not among the published ones, which "
                                 f"torch {self.published['versions']['torch']} made (this is {version('torch')}; a change of book/weights.json "
                                 "can be why, too); install that, or run the chapter without --as-published")
-        got = study.complete([*wanted.values(), *shared.values()], self.store, jobs=self.order.get("scheduler") or self.order.get("jobs"),
-                             progress=self.say)
+        with FileLock(turn) if (turn := self.order.get("turn")) else nullcontext():
+            got = study.complete([*wanted.values(), *shared.values()], self.store, jobs=self.order.get("scheduler") or self.order.get("jobs"),
+                                 progress=self.say)
         if self.order.get("only"):
             raise PartDone(f"{len(wanted)} of {len(measures)} measurements are in the store; "
                            "run without --only to write the chapter")

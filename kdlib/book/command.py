@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        print(f"kdlib: {error.filename or 'a file'}: {error.strerror or error}; name another folder, or make room", file=sys.stderr)
+        print(_of_disk(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         name, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
@@ -108,7 +109,7 @@ def _store(options) -> None:
 
 def _run(options) -> int:
     from kdlib.book import results
-    from kdlib.book.execute import execute
+    from kdlib.book.execute import side_by_side
 
     if options.all == bool(options.slugs):
         raise BookError("run takes chapter names or --all, one of the two; kdlib chapters lists them")
@@ -134,20 +135,29 @@ def _run(options) -> int:
         orders.append((chapter, values, profile, was))
     if options.scheduler:
         reach(options.scheduler)
-    failed = []
-    for chapter, values, profile, was in orders:
-        minutes = chapter.facts["minutes"].get(profile)
-        time = "from published measurements" if was else "not timed yet" if minutes is None else f"{_minutes(minutes)} the first time"
-        print(f"{chapter.slug}: {profile} profile, {time}", flush=True)
-        out = Path(options.out or ROOT / "_build" / ("as-published" if was else profile)).resolve()
-        try:
-            print(f"{chapter.slug}: " + execute(chapter, values, out, profile=profile, jobs=options.jobs, only=only, as_published=was,
-                                                afresh=options.afresh, scheduler=options.scheduler,
-                                                say=lambda line: print(f"{chapter.slug}: {line}", flush=True)), flush=True)
-        except BookError as error:
-            print(f"kdlib: {error}", file=sys.stderr)
-            failed.append(chapter.slug)
-    return 1 if failed else 0
+    out = Path(options.out or ROOT / "_build" / ("as-published" if options.as_published else options.profile or "cpu")).resolve()
+    tasks = [partial(_execute, chapter, values, out, profile=profile, jobs=options.jobs, only=only, as_published=was, afresh=options.afresh,
+                     scheduler=options.scheduler) for chapter, values, profile, was in orders]
+    return max(side_by_side(tasks, out, min(2, options.jobs or os.cpu_count() or 1)) if len(tasks) > 1 else [task() for task in tasks])
+
+
+def _execute(chapter, values: dict, out: Path, *, profile: str, as_published: dict | None, **more) -> int:
+    from kdlib.book.execute import execute
+
+    minutes = chapter.facts["minutes"].get(profile)
+    time = "from published measurements" if as_published else "not timed yet" if minutes is None else f"{_minutes(minutes)} the first time"
+    print(f"{chapter.slug}: {profile} profile, {time}", flush=True)
+    try:
+        print(f"{chapter.slug}: " + execute(chapter, values, out, profile=profile, as_published=as_published,
+                                            say=lambda line: print(f"{chapter.slug}: {line}", flush=True), **more), flush=True)
+    except (BookError, OSError) as error:  # the other chapters go on
+        print(f"kdlib: {error}" if isinstance(error, BookError) else _of_disk(error), file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def _of_disk(error: OSError) -> str:
+    return f"kdlib: {error.filename2 or error.filename or 'a file'}: {error.strerror or error}; name another folder, or make room"
 
 
 def _book(options) -> None:

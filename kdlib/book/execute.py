@@ -5,10 +5,13 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from multiprocessing import Process
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import nbformat
@@ -22,12 +25,12 @@ from kdlib.book.chapters import Source
 
 
 def execute(chapter: Source, values: dict, out: Path, *, profile: str, jobs: int | None = None, scheduler: str | None = None,
-            only: dict | None = None, as_published: dict | None = None, afresh: bool = False,
+            only: dict | None = None, as_published: dict | None = None, afresh: bool = False, turn: Path | None = None,
             say: Callable[[str], None] = print) -> str:
     """Execute a chapter into OUT/SLUG.ipynb and OUT/results/SLUG.json, or leave both as they were.
 
     Returns a line that says what was done. A failure is a BookError; the partly executed notebook then stands beside
-    as OUT/SLUG.failed.ipynb.
+    as OUT/SLUG.failed.ipynb. `turn` is a file that chapters side by side lock while they train and measure.
     """
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{chapter.slug}-", dir=out) as making:
@@ -35,7 +38,7 @@ def execute(chapter: Source, values: dict, out: Path, *, profile: str, jobs: int
         progress.touch()
         order = {"results": str(results), "progress": str(progress), "profile": profile, "source": chapter.digest,
                  "jobs": jobs, "scheduler": scheduler, "only": only or {}, "as_published": as_published,
-                 "afresh": afresh}
+                 "afresh": afresh, "turn": turn and str(turn)}
         folders = {n: os.path.abspath(os.path.expanduser(os.environ[n])) for n in ("KDLIB_CACHE", "KDLIB_DATA") if os.environ.get(n)}
         try:
             with _environment(KDLIB_RUN=json.dumps(order), JUPYTER_PREFER_ENV_PATH="1", **folders), \
@@ -67,6 +70,39 @@ def execute(chapter: Source, values: dict, out: Path, *, profile: str, jobs: int
         os.replace(notebook, out / f"{chapter.slug}.ipynb")
         (out / f"{chapter.slug}.failed.ipynb").unlink(missing_ok=True)
     return f"wrote {out / chapter.slug}.ipynb and {out / 'results' / chapter.slug}.json"
+
+
+def side_by_side(tasks: list[Callable[..., int]], out: Path, at_once: int) -> list[int]:
+    """Call tasks with `turn=` (see `execute`), each in a process of its own, so many at once; what they returned, 1 for one that broke.
+
+    Chapters take turns to train and measure, where each uses all cores; they start and draw side by side.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".turn-", dir=out) as folder:
+        processes = [Process(target=_alone, args=(task, Path(folder, "turn"))) for task in tasks]
+        waiting, running = list(processes), []
+        try:
+            while waiting or running:
+                while waiting and len(running) < at_once:
+                    running.append(waiting.pop(0))
+                    running[-1].start()
+                wait([process.sentinel for process in running])
+                running = [process for process in running if process.is_alive()]
+        finally:  # an interrupt reaches this process only
+            for process in running:
+                process.terminate()
+            for process in running:
+                process.join()
+    return [min(1, abs(process.exitcode)) for process in processes]
+
+
+def _alone(task: Callable[..., int], turn: Path) -> None:
+    os.setpgrp()  # an interrupt from the keyboard comes through the parent, once, and as this:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        sys.exit(task(turn=turn))
+    except KeyboardInterrupt:
+        sys.exit(1)
 
 
 def digest(results: Path) -> str:
