@@ -2,7 +2,7 @@
 
 A chapter is one notebook under notebooks/. Its metadata carry a `kdlib` block (section, needs, profiles, minutes);
 its parameters are the cell tagged `parameters`, one annotated assignment a line, whose comment papermill shows as help.
-A comment may end in the allowed values: "in [1, 100]" or "one of a, b".
+A comment may end in the allowed values: "in [1, 100]", "0 or in [20, 100]" or "one of a, b".
 """
 
 import difflib
@@ -17,7 +17,7 @@ from kdlib.book import ROOT, BookError
 
 PROFILES = ("smoke", "cpu", "real", "gpu", "paper")
 _LINE = re.compile(r"(?P<name>\w+)\s*:\s*(?P<type>bool|int|float|str)\s*=\s*(?P<default>.+?)\s*#\s*(?P<help>.+)$")
-_RANGE = re.compile(r"in \[(?P<low>[^,\]]+), (?P<high>[^,\]]+)\]$")
+_RANGE = re.compile(r"(?P<zero>\b0 or )?in \[(?P<low>[^,\]]+), (?P<high>[^,\]]+)\]$")
 _CHOICE = re.compile(r"one of (?P<values>[^()]+)$")
 
 
@@ -49,7 +49,7 @@ class Parameter:
     def check(self, value: object) -> object:
         if type(value) is not self.type and not (self.type is float and type(value) is int):
             raise BookError(f"parameter {self.name} takes {self.type.__name__}, not {value!r} ({self.help})")
-        if (match := _RANGE.search(self.help)) and not float(match["low"]) <= value <= float(match["high"]):
+        if (match := _RANGE.search(self.help)) and not (float(match["low"]) <= value <= float(match["high"]) or match["zero"] and value == 0):
             raise BookError(f"parameter {self.name} = {value} is out of range ({self.help})")
         if self.choices and value not in self.choices:
             raise BookError(f"parameter {self.name} = {value!r} is not allowed ({self.help})")
@@ -120,9 +120,8 @@ class Source:
 def near(what: str, name: str, known) -> None:
     """Raise a BookError that suggests the nearest known name, unless `name` is known."""
     if name not in known:
-        close = difflib.get_close_matches(name, list(known), 1)
-        raise BookError(f"no {what} named {name!r}" + (f"; did you mean {close[0]}?" if close else "")
-                        + f" (known: {', '.join(known)})")
+        [close] = difflib.get_close_matches(name, list(known), 1, cutoff=0)
+        raise BookError(f"no {what} named {name!r}; did you mean {close}? (known: {', '.join(known)})")
 
 
 def contents(root: Path = ROOT) -> list[str]:

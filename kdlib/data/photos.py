@@ -74,7 +74,8 @@ SOURCES = {
         "8,545 pictures of PACS, in four styles and without its class person",
         {"photo (PACS)": (1238, ("photo",)), "art": (1599, ("art_painting",)), "cartoon": (1939, ("cartoon",)), "sketch": (3769, ("sketch",))},
         ("dog", "elephant", "giraffe", "guitar", "horse", "house"),
-        "set KDLIB_DATA to a folder that holds pacs/{photo,art_painting,cartoon,sketch}/CLASS/*"),
+        "set KDLIB_DATA to a folder that holds pacs/{photo,art_painting,cartoon,sketch}/CLASS/* (its authors' page: "
+        "https://dali-dl.github.io/project_iccv2017.html)"),
 }
 # Folders below KDLIB_DATA. A name without a number is whatever copy is there.
 EDITIONS = {"imagenette-112": ("imagenette2",), "imagenette-160": ("imagenette2-160",), "imagenette-320": ("imagenette2-320",),

@@ -19,6 +19,6 @@ def smoke(tmp_path_factory):
             said.write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
     code, output, error = json.loads(said.read_text())
     assert code == 0, error
-    assert "domain-adaptation: 26/26 trained" in output, "progress is reported, and what another chapter trained is shared"
+    assert "domain-adaptation: 18/18 trained" in output, "progress is reported, and what another chapter trained is shared"
     assert "decision-boundary: 0 networks to train" in output
     return Path(out), Path(cache)

@@ -200,7 +200,7 @@ PRUNE = ["store", "--prune", "--yes", "--all"]
 CASES = {  # name: (what is spoilt, the command, what the line says)
     # names
     "no such chapter to run": (nothing, ["run", "domain-adaption"], "no chapter named 'domain-adaption'; did you mean domain-adaptation?"),
-    "no such chapter to publish": (nothing, ["publish", "nothing", "--from", "{out}"], "no chapter named 'nothing' (known: "),
+    "no such chapter to publish": (nothing, ["publish", "nothing", "--from", "{out}"], "no chapter named 'nothing'; did you mean "),
     "no such profile": (nothing, [*RUN, "--profile", "smok"], "no profile named 'smok'; did you mean smoke?"),
     "no such parameter": (nothing, [*RUN, "-p", "epoch=2"], "no parameter of domain-adaptation named 'epoch'; did you mean epochs?"),
     "no such part": (nothing, [*RUN, "--only", "methods=KL"], "no part (--only) named 'methods'; did you mean method?"),
@@ -218,6 +218,7 @@ CASES = {  # name: (what is spoilt, the command, what the line says)
     "a word for a number": (nothing, [*RUN, "-p", "tau=warm"], "parameter tau takes float, not 'warm'"),
     "neither true nor false": (nothing, [*RUN, "-p", "dropout=maybe"], "parameter dropout takes true or false, not 'maybe'"),
     "too small": (nothing, [*RUN, "-p", "epochs=0"], "parameter epochs = 0 is out of range"),
+    "fewer images than anything can be said of": (nothing, [*RUN, "-p", "limit=2"], "parameter limit = 2 is out of range (images kept of each split (0: all), 0 or in [20, 60000])"),
     "too large": (nothing, [*RUN, "-p", "seeds=1000"], "parameter seeds = 1000 is out of range"),
     "negative": (nothing, [*RUN, "-p", "tau=-1"], "parameter tau = -1.0 is out of range"),
     "not a number at all": (nothing, [*RUN, "-p", "tau=nan"], "parameter tau = nan is out of range"),
@@ -236,7 +237,7 @@ CASES = {  # name: (what is spoilt, the command, what the line says)
     "published in part": (nothing, [*RUN, "--as-published", "--only", "seed=0"], "--as-published takes every parameter from"),
     "saving under another name": (nothing, ["store", "--save", "{file}"], "--save takes a file whose name ends in .npz, not {file}"),
     "saving nothing": (empty_store, ["store", "--save", "{empty}/part.npz"], "no measurement in {store}, so {empty}/part.npz is not written"),
-    "saving nothing of a chapter": (empty_store, ["store", "--save", "{empty}/part.npz", "--of", "bare"], "no chapter named 'bare' (known: "),
+    "saving nothing of a chapter": (empty_store, ["store", "--save", "{empty}/part.npz", "--of", "bare"], "no chapter named 'bare'; did you mean "),
     "of nothing": (nothing, ["store", "--of", SLUG], "--of says what --save is to write; add --save FILE"),
     "dropping a word": (nothing, ["store", "--drop", "teacher"], "--drop takes the first 8 or more digits of weights, as the message about"),
     "dropping nothing": (nothing, ["store", "--drop", "0123456789", "--yes"], "rests on weights 0123456789; an archive that does has to be moved"),

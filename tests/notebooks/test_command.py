@@ -1,12 +1,14 @@
 import os
+import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
 
 import pytest
 
-from kdlib.book import BookError
-from kdlib.book.chapters import Parameter, source
+from kdlib.book import ROOT, BookError
+from kdlib.book.chapters import Parameter, read_notebook, source
 from kdlib.book.command import _absolute
 from kdlib.book.publish import publish
 from notebooks_command import SLUG, executed, kdlib
@@ -37,8 +39,22 @@ def test_a_part_is_stored_and_writes_nothing_and_parts_add_up(tmp_path):
     assert (tmp_path / "out" / "results" / f"{SLUG}.json").exists()
 
 
+def test_plain_papermill_runs_a_chapter(tmp_path):
+    """The README's command, with less to train."""
+    [line] = re.findall(r"^\.venv/bin/papermill (.+)$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    notebook, _, *parameters = shlex.split(line)
+    words = [ROOT / notebook, tmp_path / "executed.ipynb", *parameters, "-p", "epochs", "1", "-p", "limit", "64", "--cwd", tmp_path]
+    done = subprocess.run([sys.executable, "-m", "papermill", *words], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "KDLIB_CACHE": str(tmp_path / "cache")})
+    assert done.returncode == 0, done.stderr
+    executed = read_notebook(tmp_path / "executed.ipynb")
+    assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code" and cell.source)
+    said = "".join("".join(output.get("text", "")) for cell in executed.cells for output in cell.get("outputs", []))
+    assert "networks to train" in said, said
+    assert "seeds=3" in str(executed) and sorted(path.name for path in tmp_path.iterdir()) == ["cache", "executed.ipynb"]
+
+
 @pytest.mark.parametrize("line, text, value", [
-    ("in [1, 5]", "3", 3), ("in [1, 5]", "6", None), ("no range", "99", 99), ("no range", "x", None)])
+    ("in [1, 5]", "3", 3), ("in [1, 5]", "6", None), ("in [1, 5]", "0", None), ("0 or in [2, 5]", "0", 0), ("0 or in [2, 5]", "1", None), ("0 or in [2, 5]", "2", 2), ("no range", "99", 99), ("no range", "x", None)])
 def test_parameters_are_parsed_and_checked(line, text, value):
     parameter = Parameter("n", int, 1, line)
     if value is None:
