@@ -161,9 +161,9 @@ def tally(every: list[Row]) -> str:
 
 
 def _which(every: list[Row], *panels: str) -> str:
-    """'KL: is fooled by what fools its teacher, ...; Hint: ...; CRD: none in every setting'."""
+    """'KL: is fooled by what fools its teacher, ...; Hint: ...; CRD: nothing in all of its settings'."""
     found = {m: handed_on(every, m, *panels) for m in METHODS}
-    return "; ".join(f"*{m}* " + ("none in every setting" if not which else ", ".join(of.says for of in which)) for m, (which, of) in found.items() if of)
+    return "; ".join(f"*{m}* " + ("nothing in all of its settings" if not which else ", ".join(of.says for of in which)) for m, (which, of) in found.items() if of)
 
 
 def title(every: list[Row], found: dict[str, Results]) -> str:
@@ -293,7 +293,9 @@ def _numbers(every: list[Row], panel: str, minus: str) -> list[str]:
     """One kind of difference as a table. A property's name is shown once, and there for screen readers in each row."""
     methods = _methods(every)
     head = ["a student …", "where", *methods]
-    lines = [f":::{{table}} A student minus its {minus}, in points, with 95 % intervals", f":name: table-found-{panel}", "",
+    maps = " (where maps are compared: minus a second independent student)" * (panel == "twin" and any(row.of.chapter == "localization" for row in every))
+    lines = [f":::{{table}} A student minus its {minus}{maps}, in points, with 95 % intervals. A dash: the paper claims nothing there, its claim cannot be judged here, or no such student was trained",
+             f":name: table-found-{panel}", "",
              "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for of, group in groupby((row for row in every if getattr(row, panel)), lambda row: row.of):
         for n, row in enumerate(group):
@@ -320,13 +322,19 @@ def _alt(every: list[Row], found: dict[str, Results]) -> str:
 
 
 def _own(found: dict[str, Results]) -> str:
-    """'repeats its teacher's errors (KL on color +1.0 [+0.5, +1.5]), ...', or '' where nothing was asked."""
+    """'repeats its teacher's errors (KL on color +1.0 [+0.5, +1.5]); not shown: ...', or '' where nothing was asked."""
     asked = {(what, row["method"], row["domain"]): row for slug, what, row in _of_own_teacher(found) if row["method"] in METHODS and not variant(row["method"], found[slug])}
-    stands, said = standing(asked), []
+    stands, said, lacking = standing(asked), [], []
     for what in dict.fromkeys(what for what, *_ in asked):
         shown = {m: [f"{domain} {points(asked[of, m, domain])}" for of, method, domain in asked if (of, method) == (what, m) and (of, m, domain) in stands] for m in METHODS}
-        said.append(f"{what} (" + ("; ".join(f"{m} on {listed(domains, '')}" for m, domains in shown.items() if domains) or "none shown") + ")")
-    return ", ".join(said) + (f"; after Holm's correction over these {count(len(asked), 'interval')}" if len(asked) > 1 else "") if asked else ""
+        if by := "; ".join(f"{m} on {listed(domains, '')}" for m, domains in shown.items() if domains):
+            said.append(f"{what} ({by})")
+        else:
+            lacking.append(what)
+    if not asked:
+        return ""
+    return ((", ".join(said) or "nothing") + (f"; not shown: {', '.join(lacking)}" if lacking else "")
+            + (f" (after Holm's correction over these {count(len(asked), 'interval')})" if len(asked) > 1 else ""))
 
 
 def _met_no_teacher(found: dict[str, Results]) -> str:
@@ -352,11 +360,12 @@ def _verdicts(found: dict[str, Results]) -> str:
     order = ("replicated", "supported", "partly", "not replicated", "not supported", "inconclusive")
     parts = [f"{words.count(word)} {word}" for word in order if word in words]
     borne = [judgement for judgement in judged if judgement["verdict"] in ("replicated", "supported") and judgement["claim"].side]
-    firm = sum(all(p is None or p <= 0.05 for p in judgement["holm"].values()) for judgement in borne)
+    weak = [judgement for judgement in borne if not all(p is None or p <= 0.05 for p in judgement["holm"].values())]
+    firm = len(borne) - len(weak)
     return (f"**The paper's claims**, of which this edition tests {len(judged)}: {listed(parts, '')}. A verdict is computed from intervals, each by itself, and "
             "judges direction; {doc}`statistics` defines the words."
             + (f" After Holm's correction over the claims of its chapter, {firm} of the {count(len(borne), 'replicated or supported claim')} of a difference "
-               f"{'stands' if firm == 1 else 'stand'} in every setting." if borne else ""))
+               f"{'stands' if firm == 1 else 'stand'} in every setting" + (f" (not: {weak[0]['claim'].says})" if len(weak) == 1 else "") + "." if borne else ""))
 
 
 def _variant(found: dict[str, Results]) -> str:
