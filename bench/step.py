@@ -18,8 +18,8 @@ from kdlib.study import WORKER
 from kdlib.train import Adadelta, Run, fit, repeatable
 
 TITLE = "A distillation step"
-SAYS = """Ours is `kdlib.train.fit`: batches drawn and coloured, teacher, student, loss, backward pass, optimizer, a finite loss
-checked. The bare loop has its batches ready and does the teacher's and the student's forward pass, the same loss, the
+SAYS = """Ours is `kdlib.train.fit`: batches drawn and coloured, teacher, student, loss, backward pass, optimizer.
+The bare loop has its batches ready and does the teacher's and the student's forward pass, the same loss, the
 backward pass and the same optimizer. CRD meets banks of 60,000 items of ten classes, N = 32; its bare loop multiplies with
 the whole bank (exact) or draws rows from all of it and gathers them (sampled), in both directions, and moves the banks.
 Filling them, once a training, is in neither. The paper's MNIST network at 28 pixels for both, in a process like those in which
@@ -35,7 +35,7 @@ class Enough(Exception):
 
 
 class Clocked:
-    """Training data that note when each batch is asked for, and end the training once there were `steps` of them."""
+    """Training data that note when batches are asked for, and end the training once there were `steps` of them."""
 
     def __init__(self, data, batch: int, steps: int):
         self.data, self.clock, self.size, self.steps = data, [], batch, steps
@@ -49,7 +49,8 @@ class Clocked:
 
     def batch(self, idx, parameters):
         if len(idx) == self.size:
-            self.clock.append(now(idx.device))
+            timed = len(self.clock) in (WARM, self.steps)  # between the two a GPU is not waited for
+            self.clock.append(now(idx.device) if timed else None)
             if len(self.clock) > self.steps:
                 raise Enough
         return self.data.batch(idx, parameters)
@@ -77,14 +78,14 @@ def ours(objective, device: str, dtype: str, batch: int, steps: int, items: int)
         try:
             fit(Run(objective=objective, teacher=Run(objective=Alone(), **common), **common), NET.build())
         except Enough:
-            return (data.clock[-1] - data.clock[-1 - steps]) / steps
+            return (data.clock[-1] - data.clock[WARM]) / steps
     raise AssertionError("the training ended before its steps were timed")
 
 
 def bare(objective, device: str, dtype: str, batch: int, steps: int, items: int) -> float:
     data = digits(items, device)
     colours = data.draw(torch.Generator().manual_seed(0))
-    places = torch.arange(batch * (steps + WARM), device=device).split(batch)
+    places = torch.randperm(items)[: batch * (steps + WARM)].to(device).split(batch)
     batches = [data.batch(idx, colours) for idx in places]
     student, teacher = (NET.build().to(device, memory_format=torch.channels_last) for _ in range(2))
     teacher.eval().requires_grad_(False)
@@ -134,6 +135,7 @@ class Contrast:
             self.banks = [F.normalize(head(filled), dim=1) for head in self.heads]
         z = losses.crd_normalizer(self.banks[0][:1000], self.banks[1], tau=objective.tau)
         self.offset = math.log(objective.n / len(labels)) + math.log(z)
+        self.minus = torch.full((1, 1), -self.offset, device=device)
         self.negatives = len(labels) - labels.bincount()
 
     def loss(self, student, teacher, labels, idx):
@@ -145,8 +147,9 @@ class Contrast:
             drawn = torch.randint(len(self.labels), (len(labels), o.n), device=labels.device)
         total = 0.0
         for a, bank in zip(self.seen, reversed(self.banks)):
-            u = a @ bank.T if exact else (bank[drawn] @ a[:, :, None]).squeeze(2)
-            others = F.softplus(u / o.tau - self.offset)
+            scaled = a / o.tau
+            u = torch.addmm(self.minus, scaled, bank.T) if exact else (bank[drawn] @ scaled[:, :, None]).squeeze(2) - self.offset
+            others = F.softplus(u)
             total = total + (F.softplus(self.offset - (a * bank[idx]).sum(1) / o.tau) + (others * weight if exact else others).sum(1)).mean()
         return total
 

@@ -184,6 +184,8 @@ class _Contrast(nn.Module):
             losses.crd_normalizer(self.banks[1 - which][anchors], self.banks[which], tau=self.objective.tau) for which in (0, 1)]
         self.info = {"crd z": {"student bank": self.z[0], "teacher bank": self.z[1], "items": len(labels)}}
         self.others, order = len(labels) - labels.bincount(), labels.argsort(stable=True)
+        if not self.others[labels].all():
+            raise ValueError("CRD: every training item is of one class, so there are no negatives")
         self.first = labels.bincount().cumsum(0) - labels.bincount()
         rank = torch.arange(len(labels), device=labels.device) - self.first[labels[order]]
         self.before = labels[order] * len(labels) + order - rank  # in the order of classes: how many of other classes come before an item
@@ -217,11 +219,10 @@ class _Contrast(nn.Module):
         """Places (batch, N) in the banks of items of other classes than each label's, each as likely, with replacement.
 
         On a CPU they are those that torch.multinomial draws from the mask of these items, without its passes over all M of them: of
-        k = 1, 2, ... the first whose share k / others, rounded to float32, is not below a random number.
+        k = 1, 2, ... the first whose share k / others, rounded to float32, is not below a random number. On a GPU torch.multinomial
+        draws others from the same generator.
         """
         others = self.others[labels, None]
-        if not others.all():
-            raise ValueError("CRD: every training item is of one class, so there are no negatives to draw")
         u = torch.rand(len(labels), self.objective.n, dtype=torch.float64, device=labels.device, generator=self.generator)
         k = (u * others).ceil().long()
         k += ((k.float() / others).double() < u).long() - ((k - 1).float() / others >= u).long()

@@ -108,7 +108,9 @@ class Chapter:
                 raise BookError(f"{lacking} of {len(wanted) + len(shared)} measurements are not among the published ones, which "
                                 f"torch {self.published['versions']['torch']} made (this is {version('torch')}; a change of book/weights.json "
                                 "can be why, too); install that, or run the chapter without --as-published")
+        asked = time.monotonic()
         with FileLock(turn) if (turn := self.order.get("turn")) else nullcontext():
+            self._started += time.monotonic() - asked  # waiting for another chapter is no part of the duration
             got = study.complete([*wanted.values(), *shared.values()], self.store, jobs=self.order.get("scheduler") or self.order.get("jobs"),
                                  progress=self.say)
         if self.order.get("only"):

@@ -124,7 +124,7 @@ def _run(options) -> int:
         raise BookError("--as-published takes every parameter from the published chapter and trains nothing; leave out -p, --device, "
                         "--profile, --only, --scheduler and --afresh")
     orders = []
-    for chapter in sources().values() if options.all else map(source, options.slugs):
+    for chapter in sources().values() if options.all else map(source, dict.fromkeys(options.slugs)):
         profile, was = options.profile or "cpu", None
         if options.as_published:
             was = results.read(ROOT / "book" / "results" / f"{chapter.slug}.json").provenance
@@ -150,6 +150,8 @@ def _execute(chapter, values: dict, out: Path, *, profile: str, as_published: di
     try:
         print(f"{chapter.slug}: " + execute(chapter, values, out, profile=profile, as_published=as_published,
                                             say=lambda line: print(f"{chapter.slug}: {line}", flush=True), **more), flush=True)
+    except BrokenPipeError:
+        raise
     except (BookError, OSError) as error:  # the other chapters go on
         print(f"kdlib: {error}" if isinstance(error, BookError) else _of_disk(error), file=sys.stderr, flush=True)
         return 1

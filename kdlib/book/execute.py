@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from multiprocessing import Process
+from multiprocessing import Process, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -84,11 +84,15 @@ def side_by_side(tasks: list[Callable[..., int]], out: Path, at_once: int) -> li
         try:
             while waiting or running:
                 while waiting and len(running) < at_once:
-                    running.append(waiting.pop(0))
-                    running[-1].start()
+                    signal.pthread_sigmask(signal.SIG_BLOCK, CUT_OFF)  # until the new process knows what to do of them
+                    try:
+                        waiting[0].start()
+                        running.append(waiting.pop(0))
+                    finally:
+                        signal.pthread_sigmask(signal.SIG_UNBLOCK, CUT_OFF)
                 wait([process.sentinel for process in running])
                 running = [process for process in running if process.is_alive()]
-        finally:  # an interrupt reaches this process only
+        finally:
             for process in running:
                 process.terminate()
             for process in running:
@@ -96,13 +100,25 @@ def side_by_side(tasks: list[Callable[..., int]], out: Path, at_once: int) -> li
     return [min(1, abs(process.exitcode)) for process in processes]
 
 
+CUT_OFF = {signal.SIGINT, signal.SIGTERM}
+
+
 def _alone(task: Callable[..., int], turn: Path) -> None:
-    os.setpgrp()  # an interrupt from the keyboard comes through the parent, once, and as this:
+    signal.signal(signal.SIGINT, lambda *_: None)  # one from the keyboard comes through the parent, as this:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, CUT_OFF)
+    threading.Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
     try:
         sys.exit(task(turn=turn))
     except KeyboardInterrupt:
         sys.exit(1)
+    except BrokenPipeError:
+        os._exit(1)  # there is nobody to tell, and no use in flushing
+
+
+def _end_with(parent) -> None:
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def digest(results: Path) -> str:

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ def smoke(tmp_path_factory):
             said.write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
     code, output, error = json.loads(said.read_text())
     assert code == 0, error
-    assert "domain-adaptation: 18/18 trained" in output, "progress is reported, and what another chapter trained is shared"
-    assert "decision-boundary: 0 networks to train" in output
+    trained = {slug: int(n) for slug, n in re.findall(r"^([\w-]+): (\d+) networks to train", output, flags=re.MULTILINE)}
+    assert trained["methods"] + trained["domain-adaptation"] + trained["decision-boundary"] == 30, "what another chapter trained is shared"
+    assert re.search(r"^methods: \d+/\d+ trained, about ", output, flags=re.MULTILINE), "progress is reported"
     return Path(out), Path(cache)

@@ -203,9 +203,8 @@ def test_the_sampled_form_is_on_average_the_exact_one_of_whole_training():
 
 def test_negatives_of_a_set_of_one_class_are_refused():
     loss = CRD(0.0, 1.0, 0.1, 8, "a", "b", dim=4, form="sampled").build((4,), (4,))
-    loss.fill(draw(6, 4), draw(6, 4), torch.ones(6, dtype=torch.long))
     with pytest.raises(ValueError, match="every training item is of one class"):
-        loss(draw(2, 3), torch.ones(2, dtype=torch.long), draw(2, 4), draw(2, 4), torch.arange(2))
+        loss.fill(draw(6, 4), draw(6, 4), torch.ones(6, dtype=torch.long))
 
 
 @pytest.mark.parametrize("make, message", [
