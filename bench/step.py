@@ -103,8 +103,7 @@ def bare(objective, device: str, dtype: str, batch: int, steps: int, items: int)
             with autocast:
                 with torch.no_grad():
                     t_features = t_start(x)
-                    if isinstance(objective, KL):
-                        t_logits = t_rest(t_features)
+                    t_logits = t_rest(t_features)
                 features = start(x)
                 logits = rest(features)
             if isinstance(objective, Hint):

@@ -200,7 +200,7 @@ class _Contrast(nn.Module):
             self._update()
         objective, current = self.objective, [self.embed(0, features), self.embed(1, target)]
         drawn = self._draw(labels) if objective.form == "sampled" else None
-        negative = None if objective.form == "sampled" else labels[:, None] != self.labels
+        negative = None if objective.form == "sampled" else (labels[:, None] != self.labels).float()
         positives = [feature.detach() for feature in current] if objective.positive == "current" else [bank[idx] for bank in self.banks]
         contrast = sum(self._direction(current[which], positives[1 - which], 1 - which, negative, drawn) for which in (0, 1))
         if self.training:

@@ -67,7 +67,7 @@ def crd(student: Tensor, teacher: Tensor, bank: Tensor, negative: Tensor, *, tau
 
     student, teacher   (batch, D), rows of one image each, of unit length
     bank               (M, D), a feature of every training item, of unit length
-    negative           (batch, M) booleans: which items are of another class than the row's image
+    negative           (batch, M), which items are of another class than the row's image: booleans, or 1.0 and 0.0
     tau                temperature; n is N; z normalises, so that e^(a.b/tau) / z has mean 1/M (see `crd_normalizer`).
                        Eq. 3 as printed lacks it: z = 1.
 
@@ -75,10 +75,11 @@ def crd(student: Tensor, teacher: Tensor, bank: Tensor, negative: Tensor, *, tau
     """
     if bank.ndim != 2 or negative.shape != (len(student), len(bank)):
         raise ValueError(f"crd: bank is (M, D) and negative (batch, M), got {tuple(bank.shape)} and {tuple(negative.shape)} for a batch of {len(student)}")
-    if not (count := negative.sum(1)).all():
+    mask = negative.to(torch.promote_types(student.dtype, torch.float32))  # once: a mixed product would convert it in every pass
+    if not (count := mask.sum(1)).all():
         raise ValueError(f"crd: {int((count == 0).sum())} of {len(count)} rows have no negative; are there two classes?")
     positive, others = _crd_terms("crd", student, teacher, bank, tau=tau, z=z, share=n / len(bank))
-    return (positive + n / count * (others * negative).sum(1)).mean()
+    return (positive + n / count * (others * mask).sum(1)).mean()
 
 
 def crd_sampled(student: Tensor, teacher: Tensor, negatives: Tensor, *, tau: float, m: int, z: float) -> Tensor:
