@@ -161,9 +161,9 @@ def tally(every: list[Row]) -> str:
 
 
 def _which(every: list[Row], *panels: str) -> str:
-    """'KL: is fooled by what fools its teacher, ...; Hint: ...; CRD: nothing in all of its settings'."""
+    """'KL: is fooled by what fools its teacher, ...; Hint: ...; CRD: no property in every one of its settings'."""
     found = {m: handed_on(every, m, *panels) for m in METHODS}
-    return "; ".join(f"*{m}* " + ("nothing in all of its settings" if not which else ", ".join(of.says for of in which)) for m, (which, of) in found.items() if of)
+    return "; ".join(f"*{m}* " + ("no property in every one of its settings" if not which else ", ".join(of.says for of in which)) for m, (which, of) in found.items() if of)
 
 
 def title(every: list[Row], found: dict[str, Results]) -> str:
@@ -322,11 +322,11 @@ def _alt(every: list[Row], found: dict[str, Results]) -> str:
 
 
 def _own(found: dict[str, Results]) -> str:
-    """'repeats its teacher's errors (KL on color +1.0 [+0.5, +1.5]); not shown: ...', or '' where nothing was asked."""
+    """'repeats its teacher's errors (KL on coloured digits +1.0 [+0.5, +1.5]); not shown: ...', or '' where nothing was asked."""
     asked = {(what, row["method"], row["domain"]): row for slug, what, row in _of_own_teacher(found) if row["method"] in METHODS and not variant(row["method"], found[slug])}
     stands, said, lacking = standing(asked), [], []
     for what in dict.fromkeys(what for what, *_ in asked):
-        shown = {m: [f"{domain} {points(asked[of, m, domain])}" for of, method, domain in asked if (of, method) == (what, m) and (of, m, domain) in stands] for m in METHODS}
+        shown = {m: [f"{WORDS.get(domain, domain).partition(' (')[0]} {points(asked[of, m, domain])}" for of, method, domain in asked if (of, method) == (what, m) and (of, m, domain) in stands] for m in METHODS}
         if by := "; ".join(f"{m} on {listed(domains, '')}" for m, domains in shown.items() if domains):
             said.append(f"{what} ({by})")
         else:
@@ -334,14 +334,14 @@ def _own(found: dict[str, Results]) -> str:
     if not asked:
         return ""
     return ((", ".join(said) or "nothing") + (f"; not shown: {', '.join(lacking)}" if lacking else "")
-            + (f" (after Holm's correction over these {count(len(asked), 'interval')})" if len(asked) > 1 else ""))
+            + (f" (in points; after Holm's correction over {count(len(asked), 'such interval')})" if len(asked) > 1 else ""))
 
 
 def _met_no_teacher(found: dict[str, Results]) -> str:
     """How often the same is seen of students that never met the teacher, for whom it should not be."""
     controls = [row for _, _, row in _of_own_teacher(found) if row["method"] not in METHODS]
     return (f" Of {count(len(controls), 'such interval')} of students that never met that teacher, which should hold zero, {sum(map(clear, controls))} "
-            f"exclude{'s' * (sum(map(clear, controls)) == 1)} it, each by itself." if controls else "")
+            f"exclude{'s' * (sum(map(clear, controls)) == 1)} it, each by itself; one in twenty would by chance." if controls else "")
 
 
 def _of_own_teacher(found: dict[str, Results]) -> Iterator[tuple[str, str, dict]]:

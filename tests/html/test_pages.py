@@ -132,12 +132,12 @@ def test_a_property_is_handed_on_where_every_setting_is_clear_of_zero():
     assert [(row.domain, list(row.twin)) for row in shown] == [("color", list(landing.METHODS)), ("M", list(landing.METHODS))]
     assert landing.title(shown, found) == "Students take over 1 of 1 properties by KL, none of 1 by Hint, none of 1 by CRD"
     says = landing.PROPERTIES[4].says
-    assert f"independent twins**: *KL* {says}; *Hint* nothing in all of its settings; *CRD* nothing in all of its settings." in landing.page(shown, found, "generated")
-    assert f"of T\\***: *KL* {says}; *Hint* nothing in all of its settings" in landing.page(shown, found, "generated")
+    assert f"independent twins**: *KL* {says}; *Hint* no property in every one of its settings; *CRD* no property in every one of its settings." in landing.page(shown, found, "generated")
+    assert f"of T\\***: *KL* {says}; *Hint* no property in every one of its settings" in landing.page(shown, found, "generated")
     for effect in found[SLUG].effects:  # a gain that the control has, too
         if effect["reference"] == "KL*":
             effect["low"] = -0.1
-    assert "of T\\***: *KL* nothing in all of its settings" in landing.page(landing.rows(found), found, "generated")
+    assert "of T\\***: *KL* no property in every one of its settings" in landing.page(landing.rows(found), found, "generated")
 
 
 def test_what_students_have_from_their_very_own_teacher_is_said_where_it_was_asked():
@@ -150,17 +150,17 @@ def test_what_students_have_from_their_very_own_teacher_is_said_where_it_was_ask
             found[SLUG].own_teacher(0.5 + rng.normal(0, 0.3, (4, 1)) + share * np.eye(4) + rng.normal(0, 0.003, (4, 4)), pair="A->B", domain=domain,
                                     method=method, measure=measure)
     said = re.sub(r" \+[\d.]+\N{NO-BREAK SPACE}\[.*?\]", " …", landing.page(landing.rows(found), found, "generated"))
-    assert "(asked on digits, where each seed has a teacher): repeats its teacher's errors (KL on orig … and color …) (after Holm's correction over these 6 intervals). Of" in said
-    assert "Of 3 such intervals of students that never met that teacher, which should hold zero, 2 exclude it, each by itself." in said
+    assert "(asked on digits, where each seed has a teacher): repeats its teacher's errors (KL on plain digits … and coloured digits …) (in points; after Holm's correction over 6 such intervals). Of" in said
+    assert "Of 3 such intervals of students that never met that teacher, which should hold zero, 2 exclude it, each by itself; one in twenty would by chance." in said
     asked = [row for row in found[SLUG].effects if row["measure"] == measure and row["method"] == "KL"]
     p = [row["p"] for row in asked]
     for row in asked:  # clear by itself, and not among six
         row["p"] = 0.02
-    assert "nothing; not shown: repeats its teacher's errors (after" in landing.page(landing.rows(found), found, "generated")
+    assert "nothing; not shown: repeats its teacher's errors (in points; after" in landing.page(landing.rows(found), found, "generated")
     for row, was in zip(asked, p):
         row["p"] = was
     found[SLUG].effects = [row for row in found[SLUG].effects if row["method"] != "KL" or row["measure"] != measure]
-    assert "nothing; not shown: repeats its teacher's errors (after Holm's correction over these 3 intervals). Of" in landing.page(landing.rows(found), found, "generated")
+    assert "nothing; not shown: repeats its teacher's errors (in points; after Holm's correction over 3 such intervals). Of" in landing.page(landing.rows(found), found, "generated")
     published_ = published()
     assert all(published_[slug].matching(measure=name) for slug, name in landing.OWN), "the chapters' own words for these measures"
 
