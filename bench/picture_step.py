@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from loky import ProcessPoolExecutor
 
-from bench.step import WARM, Clocked
+from bench.step import WARM, Clocked, of_training
 from bench.timing import Pair, ratio, side_by_side
 from kdlib import models
 from kdlib.data.scenes import Scenes
 from kdlib.distill import KL, Alone
 from kdlib.study import WORKER
-from kdlib.train import OneCycle, Run, fit, repeatable
+from kdlib.train import OneCycle, Run, repeatable
 
 TITLE = "A distillation step on pictures"
 SAYS = """Ours is `kdlib.train.fit` on drawn scenes of 32 pixels, which it shifts and mirrors; the bare loop has these batches ready. KL from
@@ -23,8 +23,8 @@ HEADER = ("dtype", "batch", "ours / bare")
 OBJECTIVE = KL(0.5, 0.5, 4.0)
 
 
-def scenes(n: int) -> Clocked:
-    return Clocked(Scenes(32, train_items=n, test_items=10).train(("scene",), torch.device("cpu")))
+def scenes(n: int):
+    return Scenes(32, train_items=n, test_items=10).train(("scene",), torch.device("cpu"))
 
 
 def networks():
@@ -32,10 +32,9 @@ def networks():
 
 
 def ours(dtype: str, batch: int, steps: int) -> float:
-    data, (student, teacher) = scenes(batch * (steps + WARM + 1)), networks()
+    data, (student, teacher) = Clocked(scenes(batch * (steps + WARM + 1)), batch, steps + WARM), networks()
     common = dict(data=data, domains=("scene",), schedule=OneCycle(1, batch), seed="bench", dtype=dtype)
-    fit(Run(objective=OBJECTIVE, model=student, teacher=Run(objective=Alone(), model=teacher, **common), **common), teacher.build())
-    return (data.clock[-1] - data.clock[-1 - steps]) / steps
+    return of_training(Run(objective=OBJECTIVE, model=student, teacher=Run(objective=Alone(), model=teacher, **common), **common), data, teacher.build())
 
 
 def bare(dtype: str, batch: int, steps: int) -> float:

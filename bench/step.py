@@ -70,16 +70,21 @@ def digits(n: int, device: str) -> DigitDomains:
     return DigitDomains(("color",), grey.to(device), grey.to(device), labels.to(device))
 
 
+def of_training(run: Run, data: Clocked, teacher: nn.Module) -> float:
+    """Seconds that a step of `fit` takes."""
+    try:
+        fit(run, teacher)
+    except Enough:
+        return (data.clock[-1] - data.clock[WARM]) / (data.steps - WARM)
+    raise AssertionError("the training ended before its steps were timed")
+
+
 def ours(objective, device: str, dtype: str, batch: int, steps: int, items: int) -> float:
     data = Clocked(digits(items, device), batch, steps + WARM)
     common = dict(data=data, domains=("color",), model=NET, schedule=Adadelta(1, batch), seed="bench", device=device, dtype=dtype)
     filled = torch.rand(items, 128, device=device)
     with patch("kdlib.train._everything", lambda *_: (filled, filled, data.data.labels)):
-        try:
-            fit(Run(objective=objective, teacher=Run(objective=Alone(), **common), **common), NET.build())
-        except Enough:
-            return (data.clock[-1] - data.clock[WARM]) / steps
-    raise AssertionError("the training ended before its steps were timed")
+        return of_training(Run(objective=objective, teacher=Run(objective=Alone(), **common), **common), data, NET.build())
 
 
 def bare(objective, device: str, dtype: str, batch: int, steps: int, items: int) -> float:

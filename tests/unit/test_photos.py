@@ -602,7 +602,7 @@ def test_sets_that_are_missing_are_missed_only_when_asked_for(small):
     whole = Photos(size=8)
     assert len(whole.test("photo", "cpu")[1]) == 10 and whole.train(("photo",), "cpu").n == 20
     missing = refused(lambda: whole.test("sketch", "cpu"), MissingData)
-    assert missing == f"pacs-96: no pacs in {small} (KDLIB_DATA); set KDLIB_DATA to a folder that holds pacs/{{photo,art_painting,cartoon,sketch}}/CLASS/*"
+    assert missing == f"pacs-96: no pacs in {small} (KDLIB_DATA); set KDLIB_DATA to a folder that holds pacs/{{photo,art_painting,cartoon,sketch}}/CLASS/* (its authors' page: https://dali-dl.github.io/project_iccv2017.html)"
     assert refused(lambda: whole.test("edge", "cpu"), MissingData).startswith(f"geirhos-128: no geirhos in {small} (KDLIB_DATA); set KDLIB_DATA")
     assert data_sets()["pacs"].state() == ("missing", missing)
     assert data_sets()["imagenette"].state()[0] == "complete"
