@@ -167,6 +167,7 @@ def test_crd_learns_nothing_from_features_that_say_nothing(form):
 
 def test_negatives_are_drawn_alike_from_all_items_of_other_classes():
     labels = torch.tensor([2, 0, 5, 2, 2, 0, 5, 0, 2, 5])  # of unequal size, unsorted, with classes that are absent
+    torch.manual_seed(0)
     loss = CRD(0.0, 1.0, 0.1, 20_000, "a", "b", dim=4, form="sampled").build((4,), (4,))
     loss.fill(draw(10, 4, seed=1), draw(10, 4, seed=2), labels)
     drawn = loss._draw(torch.tensor([2, 0, 5, 2]))
@@ -174,7 +175,7 @@ def test_negatives_are_drawn_alike_from_all_items_of_other_classes():
     for row, label in zip(drawn, (2, 0, 5, 2)):
         share = row.bincount(minlength=10) / 20_000
         others = labels != label
-        assert not share[~others].any() and torch.allclose(share[others], 1 / others.sum(), atol=0.012)  # four standard errors
+        assert not share[~others].any() and torch.allclose(share[others], 1 / others.sum(), atol=0.011)  # four standard errors of 1 / 6
 
 
 @pytest.mark.parametrize("m, classes", [(60_000, 10), (50_000, 1000), (7, 2), (300_000, 3), (97, 97)])
@@ -191,6 +192,7 @@ def test_drawn_negatives_are_those_of_multinomial_over_the_mask(m, classes):
 
 def test_the_sampled_form_is_on_average_the_exact_one_of_whole_training():
     features, labels, idx = [draw(40, 4, seed=seed) for seed in (1, 2)], torch.arange(40) % 3, torch.arange(5)
+    torch.manual_seed(0)
     made = {form: CRD(0.0, 1.0, 0.2, 8, "a", "b", dim=4, form=form).build((4,), (4,)) for form in ("exact", "sampled")}
     made["sampled"].load_state_dict(made["exact"].state_dict())
     for loss in made.values():
