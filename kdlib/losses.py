@@ -79,7 +79,7 @@ def crd(student: Tensor, teacher: Tensor, bank: Tensor, negative: Tensor, *, tau
     if not (count := mask.sum(1)).all():
         raise ValueError(f"crd: {int((count == 0).sum())} of {len(count)} rows have no negative; are there two classes?")
     positive, others = _crd_terms("crd", student, teacher, bank, tau=tau, z=z, share=n / len(bank))
-    return (positive + n / count * (others * mask).sum(1)).mean()
+    return (positive + n / count * others.mul_(mask).sum(1)).mean()
 
 
 def crd_sampled(student: Tensor, teacher: Tensor, negatives: Tensor, *, tau: float, m: int, z: float) -> Tensor:
@@ -120,7 +120,7 @@ def _crd_terms(name: str, student: Tensor, teacher: Tensor, others: Tensor, *, t
     s, t, o, offset = _wide(student), _wide(teacher), _wide(others), math.log(share) + math.log(z)
     with exactly(s):
         negatives = s @ o.T if o.ndim == 2 else (o @ s[:, :, None]).squeeze(2)
-    return F.softplus(offset - (s * t).sum(1) / tau), F.softplus(negatives / tau - offset)
+    return F.softplus(offset - (s * t).sum(1) / tau), F.softplus(negatives.div_(tau).sub_(offset))  # in place: they may be M for each row
 
 
 def _wide(x: Tensor) -> Tensor:
