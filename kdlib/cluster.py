@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from kdlib.store import Store, describe, key
+from kdlib.store import Store
 
 CONNECT = 5  # seconds that a scheduler has to answer
 PATIENCE = 60  # seconds without any worker before a study is given up
@@ -107,20 +107,20 @@ class _Workers(Executor):
                         "and run it again: what had finished is in the store"))
 
 
-def _perform(order: dict, fn: Callable, job: tuple, *args):
+def _perform(order: dict, fn: Callable, job: tuple, keys: list[str], *args):
     """On a worker: one job, with the caller's folders."""
     from distributed import get_worker
 
     try:
         _check(order, get_worker())
-        if any(key(describe(task)) != task.key for task in job):
+        if [task.key for task in job] != keys:
             raise ClusterError("its kdlib is not the caller's; install the same one everywhere")
     except ClusterError as error:
         raise ClusterError(f"worker {get_worker().address}: {error}") from None
     before = {name: os.environ.get(name) for name in order["folders"]}
     try:
         os.environ.update({name: before[name] or folder for name, folder in order["folders"].items()})  # the worker's own comes first
-        return fn(job, *args)
+        return fn(job, keys, *args)
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})

@@ -5,6 +5,7 @@ called with what the student computed, what the teacher computed and which items
 """
 
 import math
+import operator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlib import losses
+from kdlib.store import floats
 
 
 class Regressor(nn.Module):
@@ -72,7 +74,8 @@ class KL:
     teacher_layer: ClassVar[str] = "logits"
 
     def __post_init__(self):
-        _floats(self, "gamma", "alpha", "tau")
+        floats(self, "gamma", "alpha", "tau")
+        _temperature(self)
 
     def build(self, student_shape, teacher_shape) -> nn.Module:
         return _KL(self)
@@ -101,7 +104,7 @@ class Hint:
     version: ClassVar[int] = 1
 
     def __post_init__(self):
-        _floats(self, "gamma", "beta")
+        floats(self, "gamma", "beta")
         if self.form not in ("mean", "printed"):
             raise ValueError(f"Hint: form is mean or printed, not {self.form!r}")
 
@@ -152,7 +155,12 @@ class CRD:
     version: ClassVar[int] = 1
 
     def __post_init__(self):
-        _floats(self, "gamma", "beta", "tau", "momentum")
+        floats(self, "gamma", "beta", "tau", "momentum")
+        _temperature(self)
+        for name in "n", "dim":
+            object.__setattr__(self, name, operator.index(getattr(self, name)))
+        if self.n < 1 or self.dim < 1 or not 0 <= self.momentum <= 1:
+            raise ValueError(f"CRD: n and dim are 1 or more and momentum in [0, 1], not {self.n}, {self.dim} and {self.momentum:g}")
         if self.form not in ("exact", "sampled", "printed"):
             raise ValueError(f"CRD: form is exact, sampled or printed, not {self.form!r}")
         if self.positive not in ("bank", "current"):
@@ -237,7 +245,6 @@ class _Contrast(nn.Module):
         return losses.crd(anchor, positive, bank, negative, n=self.objective.n, **common)
 
 
-def _floats(objective, *names: str) -> None:
-    """Equal settings get equal keys: 4 and 4.0 are one temperature."""
-    for name in names:
-        object.__setattr__(objective, name, float(getattr(objective, name)))
+def _temperature(objective) -> None:
+    if not 0 < objective.tau < math.inf:
+        raise ValueError(f"{type(objective).__name__}: tau must be positive and finite, got {objective.tau:g}")

@@ -94,10 +94,16 @@ def crd_normalizer(features: Tensor, bank: Tensor, *, tau: float) -> float:
     """z of `crd`: M times the mean of e^(a.b/tau) over rows a of `features` (n, D) and b of `bank` (M, D), unit rows.
 
     For a random isotropic bank and large D tau^2 it is near M e^(1 / (2 D tau^2)); a bank of real features has another one.
+    ValueError where tau is not positive, or so small that z is no float64: below about 1/700 times the largest cosine.
     """
+    if not 0 < tau < math.inf:
+        raise ValueError(f"crd_normalizer: tau must be positive and finite, got {tau}")
     with exactly(features):
         parts = [torch.logsumexp((_wide(rows) @ _wide(bank).T / tau).flatten().double(), 0) for rows in features.split(100)]
-    return math.exp(torch.logsumexp(torch.stack(parts), 0).item() - math.log(len(features)))
+    log_z = torch.logsumexp(torch.stack(parts), 0).item() - math.log(len(features))
+    if not log_z < 709:
+        raise ValueError(f"crd_normalizer: z would be e^{log_z:.0f}, which no float64 holds; raise tau, which is {tau}")
+    return math.exp(log_z)
 
 
 def exactly(x: Tensor):
@@ -111,13 +117,15 @@ def _crd_terms(name: str, student: Tensor, teacher: Tensor, others: Tensor, *, t
     With u = a.b/tau, c = log(z N/M) and `share` N/M: -log h = softplus(c - u) and -log(1 - h) = softplus(u - c).
     """
     _same_shape(name, student, teacher, dims=2)
-    if not tau > 0:
-        raise ValueError(f"{name}: tau must be positive, got {tau}")
-    if not (z > 0 and share > 0):
-        raise ValueError(f"{name}: z and the number of negatives must be positive, got z = {z} and N/M = {share}")
+    if not 0 < tau < math.inf:
+        raise ValueError(f"{name}: tau must be positive and finite, got {tau}")
+    if not (0 < z < math.inf and 0 < share < math.inf):
+        raise ValueError(f"{name}: z and the number of negatives must be positive and finite, got z = {z} and N/M = {share}")
     if others.ndim not in (2, 3) or others.shape[-1] != student.shape[1] or others.ndim == 3 and len(others) != len(student):
         raise ValueError(f"{name}: {tuple(others.shape)} does not go with features {tuple(student.shape)}")
-    s, t, o, offset = _wide(student), _wide(teacher), _wide(others), math.log(share) + math.log(z)
+    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), others.dtype)
+    s, t, o = (_wide(x.to(dtype)) for x in (student, teacher, others))
+    offset = math.log(share) + math.log(z)
     with exactly(s):
         negatives = s @ o.T if o.ndim == 2 else (o @ s[:, :, None]).squeeze(2)
     return F.softplus(offset - (s * t).sum(1) / tau), F.softplus(negatives.div_(tau).sub_(offset))  # in place: they may be M for each row

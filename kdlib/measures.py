@@ -18,8 +18,8 @@ from kdlib.data import augment
 from kdlib.distill import CRD
 from kdlib.models import features, view
 from kdlib.probes import accuracy, adversarial, boundary, divergence, invariance, localization
-from kdlib.store import Arrays, describe, key, kind
-from kdlib.train import Run, begin, stream
+from kdlib.store import Arrays, describe, floats, key, kind
+from kdlib.train import Run, begin, keyless, stream
 
 
 class Measure:
@@ -42,6 +42,9 @@ class Measure:
     @cached_property
     def key(self) -> str:
         return key(self.describe())
+
+    def __getstate__(self) -> dict:
+        return keyless(self)
 
     def _fields(self) -> dict:
         return {f.name: getattr(self, f.name) for f in fields(self)}
@@ -133,7 +136,7 @@ class Recolouring(Measure):
     version: ClassVar[int] = invariance.version
 
     def __post_init__(self):
-        _floats(self, "strength", "hue")
+        floats(self, "strength", "hue")
         if self.step not in (None, *augment.STEPS):
             raise ValueError(f"recolouring: step is one of {', '.join(augment.STEPS)}, not {self.step!r}")
 
@@ -372,7 +375,7 @@ class Planes(Measure):
     version: ClassVar[int] = boundary.version
 
     def __post_init__(self):
-        _floats(self, "margin")
+        floats(self, "margin")
 
     def draw(self, device: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The triplets (count, 3) and their images (count, 3, channels, size, size)."""
@@ -439,7 +442,7 @@ class Attack(Measure):
     def __post_init__(self):
         if (self.eps is None) == (self.rate is None):
             raise ValueError("attack: needs eps, or the rate at which it is to fool its network, one of the two")
-        _floats(self, "eps", "rate", "scale", "step_of_eps")
+        floats(self, "eps", "rate", "scale", "step_of_eps")
 
     @property
     def unpictured(self) -> "Attack":
@@ -535,7 +538,7 @@ class Recovery(Measure):
     version: ClassVar[int] = 1
 
     def __post_init__(self):
-        _floats(self, "noise", "tau")
+        floats(self, "noise", "tau")
 
     def compute(self):
         return {"error": np.array([toy.recovery_error(self.m, self.n, noise=self.noise, tau=self.tau, seed=s) for s in range(self.draws)])}
@@ -557,20 +560,13 @@ class Bend(Measure):
     version: ClassVar[int] = 1
 
     def __post_init__(self):
-        _floats(self, "tau")
+        floats(self, "tau")
 
     def describe(self):  # it trains, as a run does, and probes
         return super().describe() | {"torch": torch.__version__.partition("+")[0], "boundary": boundary.version}
 
     def compute(self):
         return toy.bend(**self._fields())
-
-
-def _floats(measure: Measure, *names: str) -> None:
-    """Equal settings, equal keys: 1 and 1.0 are one eps."""
-    for name in names:
-        if getattr(measure, name) is not None:
-            object.__setattr__(measure, name, float(getattr(measure, name)))
 
 
 def _latest(images: Attack | Noise, make: Callable[[], torch.Tensor]) -> torch.Tensor:

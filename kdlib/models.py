@@ -125,7 +125,7 @@ def layers(model: Model) -> Layers:
         return foreign.layers(model.maker, model.arguments)
     if model.name == "mnistnet":
         return Layers(map="pool", flatten="relu3", hint="conv2", depths=("conv1", "conv2", "pool", "relu3", "logits"))
-    names = [n for n, _ in foreign.shell(model.build).named_children()]
+    names = [n for n, _ in foreign.shell(replace(model, weights=None, file=None).build).named_children()]  # needs no file of weights
     if model.name == "transformer":
         return Layers("map", "flatten", "map", (*(f"{n}:tokens" for n in names if n.startswith("block")), "flatten", "logits"))
     stages = [n for n in names if n.startswith("stage")]
@@ -195,12 +195,14 @@ def taps(net: nn.Module, *layers: str):
     """Record named layers' outputs while `net` runs: `with taps(net, "conv2") as seen: net(x); seen["conv2"]`.
 
     Names are those of `net.named_modules()`, also with the endings of `view`; the network itself is not changed. Of a layer that is run
-    several times the last output is kept. An unknown name is a ValueError.
+    several times the last output is kept. An unknown name is a ValueError, and so is a layer that gives (or is given) no tensor.
     """
     modules, seen, handles = dict(net.named_modules()), {}, []
     overwritten = any(getattr(module, "inplace", False) for module in modules.values())  # by a later layer, as in torchvision
 
     def keep(layer, of, value):
+        if not isinstance(value, Tensor):
+            raise ValueError(f"layer {layer!r} of {type(net).__name__}: {'it is given' if layer.endswith(':input') else 'its output is'} a {type(value).__name__}, not a tensor")
         seen[layer] = of(value.clone() if overwritten else value)
 
     for layer in layers:

@@ -21,7 +21,8 @@ from scipy.stats import t as student_t
 class Interval:
     """A mean with its interval, in the units of the data; `p` is the two-sided p value of "mean = 0".
 
-    With fewer than 3 seeds `low`, `high` and `p` are None; with one seed `se` is nan and `df` 0.
+    `low`, `high` and `p` are None with fewer than 3 seeds, and where all seeds are off by the same amount (but for rounding): a few
+    seeds can be by chance, on a nearly saturated measure say, and the interval would have no width. With one seed `se` is nan and `df` 0.
     """
 
     mean: float
@@ -60,7 +61,7 @@ def crossed(d: ArrayLike, *, groups: Sequence[ArrayLike] = (), level: float = 0.
     """Mean of paired differences d (n seeds, m items), with an interval for new seeds and new items.
 
         SE^2 = max(v_s/n + v_t/m - v_r/(n m), v_s/n)
-        df   = max(SE^4 / ((v_s/n)^2/(n-1) + (v_t/m)^2/(m-1)), n-1)        (Satterthwaite, 1946)
+        df   = max(SE^4 / ((v_s/n)^2/(n-1) + (v_t/m)^2/(m-1)), min(n-1, m-1))        (Satterthwaite, 1946)
         mean -+ t_df SE
 
     v_s is the variance of the n row means, v_t of the m column means, v_r the mean square of the residuals
@@ -125,9 +126,8 @@ def effect(student: ArrayLike, reference: ArrayLike, teacher: ArrayLike | None =
 
     Flags, each of which leaves transfer None:
         fewer than 3 seeds    no interval either
-        no spread             no interval either: every seed is off by the same amount, which a few seeds on a nearly
-                              saturated measure can be by chance; its interval would have no width
-        no teacher gap        the interval of p(T) - p(reference) holds zero
+        no spread             no interval either (see `Interval`)
+        no teacher gap        the interval of p(T) - p(reference) holds zero, or has no spread
         student only          so it does, yet the effect is clear of zero
         unbounded             the gap is clear of zero, but Fieller's set is not bounded
 
@@ -142,12 +142,13 @@ def effect(student: ArrayLike, reference: ArrayLike, teacher: ArrayLike | None =
     gap = None if teacher is None else _teacher(teacher, shape) - r
     forms = _forms(groups, s.shape[1])
 
-    whole, seeds = _interval(difference, level, forms), over_seeds(difference.mean(1), level=level)
+    scale = max(np.abs(s).max(), np.abs(r).max())
+    whole, seeds = _interval(difference, level, forms, scale), _interval(difference.mean(1, keepdims=True), level, scale=scale)
     transfer, flag = (None, None, None), None
     if len(s) < 3:
         flag = "fewer than 3 seeds"
-    elif whole.se <= 1e-9 * max(np.abs(s).max(), np.abs(r).max()):  # zero but for rounding
-        flag, whole, seeds = "no spread", *(replace(i, low=None, high=None, p=None) for i in (whole, seeds))
+    elif whole.low is None:
+        flag, seeds = "no spread", replace(seeds, low=None, high=None, p=None)
     elif gap is not None and not _interval(gap, level, forms).excludes_zero:
         flag = "student only" if whole.excludes_zero else "no teacher gap"
     elif gap is not None:
@@ -163,15 +164,16 @@ def own_teacher(table: ArrayLike, *, level: float = 0.95) -> Interval:
 
         a_ij = mu + s_i + t_j + delta_i [i = j] + e_ij
         d_i  = n/(n - 1) (a_ii - a_i. - a_.i + a_..)                       dots are means over rows or columns
-        delta = mean_i d_i = mean_i a_ii - mean_{i != j} a_ij,  SE^2 = v_d/n (n - 1)/(n - 2),  df = n - 1
+        delta = mean_i d_i = mean_i a_ii - mean_{i != j} a_ij
+        SE^2 = max(f^2 v_d/n - v_e/((n - 1)(n - 2)), f v_d/n),  f = (n - 1)/(n - 2),  df = n - 1
 
     What makes a student agree with every teacher, or a teacher with every student, is in s_i and t_j and moves no d_i
     (the round robin of Warner, Kenny and Stoto, 1979, with its two sides kept apart). v_d is the variance of the n values
-    d_i, which the means that they share make look more alike than they are: by (n - 2)/(n - 1) where the delta_i are
-    equal. In simulations the interval covers in 95 % of studies then, and in 92 to 94 % where the delta_i scatter twice
-    as much as e_ij. New seeds on the same test items are what it speaks for.
-    Raises ValueError unless the table is finite, square and n >= 2; n = 2 leaves no interval, nor do seeds that do not
-    differ but for rounding.
+    d_i, which the means that they share make look more alike than they are: by 1/f^2 as far as the delta_i differ, and by
+    1/f as far as e_ij does. v_e, the variance of e_ij, is the mean square of what s_i + t_j leave off the diagonal (divisor
+    n^2 - 3n + 1). New seeds on the same test items are what the interval speaks for.
+    Raises ValueError unless the table is finite, square and n >= 2; n = 2 leaves no interval, nor do seeds without spread
+    (see `Interval`).
     """
     a = _table("own_teacher: table", table, (2,))
     n = len(a)
@@ -181,11 +183,12 @@ def own_teacher(table: ArrayLike, *, level: float = 0.95) -> Interval:
     delta, df = float(d.mean()), n - 1
     if n < 3:
         return Interval(delta, None, None, float("nan"), df, None)
-    se = float(d.std(ddof=1) * np.sqrt((n - 1) / (n - 2) / n))
-    if se <= 1e-9 * np.abs(a).max():  # no spread but rounding
-        return Interval(delta, None, None, se, df, None)
-    half = float(_quantile(level, df)) * se
-    return Interval(delta, delta - half, delta + half, se, df, float(2 * student_t.sf(abs(delta) / se, df)))
+    off, f = ~np.eye(n, dtype=bool), (n - 1) / (n - 2)
+    sides = np.concatenate([np.eye(n)[where] for where in np.nonzero(off)], axis=1)
+    left = a[off] - sides @ np.linalg.lstsq(sides, a[off], rcond=None)[0]
+    v_d, v_e = d.var(ddof=1), left @ left / (n * n - 3 * n + 1)
+    se = float(np.sqrt(max(f**2 * v_d / n - v_e / ((n - 1) * (n - 2)), f * v_d / n)))
+    return _bounds(delta, se, df, level, n, np.abs(a).max())
 
 
 def partial_correlation(x: ArrayLike, y: ArrayLike, given: ArrayLike) -> float:
@@ -198,7 +201,7 @@ def partial_correlation(x: ArrayLike, y: ArrayLike, given: ArrayLike) -> float:
         return float("nan")
     basis = np.stack([np.ones(len(x)), given - given.mean()], axis=1)
     left = [v - basis @ np.linalg.lstsq(basis, v, rcond=None)[0] for v in (x, y)]
-    if any(np.ptp(v) <= 1e-9 * max(1.0, np.abs(w).max()) for v, w in zip(left, (x, y))):
+    if any(np.ptp(v) <= 1e-9 * np.abs(w).max() for v, w in zip(left, (x, y))):
         return float("nan")
     return float(np.clip(np.corrcoef(*left)[0, 1], -1, 1))
 
@@ -206,17 +209,14 @@ def partial_correlation(x: ArrayLike, y: ArrayLike, given: ArrayLike) -> float:
 def correlation(r: ArrayLike, *, level: float = 0.95) -> Interval:
     """Mean of correlations r (n,), one per seed, with Student's t interval on Fisher's z = artanh r (Fisher, 1921).
 
-    `mean`, `low` and `high` are correlations again, `se` is that of z. Without spread there is no interval, as in `effect`.
+    `mean`, `low` and `high` are correlations again, `se` is that of z.
     Raises ValueError unless -1 < r < 1 throughout.
     """
     r = _table("correlation: r", r, (1,))[:, 0]
     if not (np.abs(r) < 1).all():
         raise ValueError("correlation: r must lie strictly between -1 and 1")
     z = over_seeds(np.arctanh(r), level=level)
-    mean = float(np.tanh(z.mean))
-    if z.low is None or z.se <= 1e-9 * np.abs(r).max():
-        return replace(z, mean=mean, low=None, high=None, p=None)
-    return replace(z, mean=mean, low=float(np.tanh(z.low)), high=float(np.tanh(z.high)))
+    return replace(z, **{name: None if (value := getattr(z, name)) is None else float(np.tanh(value)) for name in ("mean", "low", "high")})
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
@@ -240,10 +240,10 @@ def smallest_effect(interval: Interval, *, power: float = 0.8, level: float = 0.
 
         theta SE, where P(|t_{df, theta}| > t_{(1 + level)/2, df}) = power        (noncentral t with noncentrality theta)
 
-    None where the interval has no bounds. Raises ValueError unless power lies in [0.5, 1) and level in (0, 1).
+    None where the interval has no bounds. Raises ValueError unless power lies in [0.5, 1), above 1 - level, and level in (0, 1).
     """
-    if not 0.5 <= power < 1:
-        raise ValueError(f"smallest_effect: power must lie in [0.5, 1), got {power}")
+    if not max(0.5, 1 - level) <= power < 1 or power == 1 - level:
+        raise ValueError(f"smallest_effect: power must lie in [0.5, 1), above 1 - level, got {power}")
     if interval.low is None:
         return None
     bound = float(_quantile(level, interval.df))
@@ -308,20 +308,24 @@ def _spread(d, forms=None):
     """SE^2 and degrees of freedom of the mean of d (..., n, m)."""
     forms = forms or _forms((), d.shape[-1])
     n, groups = d.shape[-2], min(form.count for form in forms)
+    least = n - 1 if d.shape[-1] == 1 else min(n, groups) - 1  # as few as the part with the fewest has
     seeds, items, residual = _parts(d, d, forms)
     variance = np.maximum(seeds + items - residual, seeds)
-    with np.errstate(divide="ignore", invalid="ignore"):  # fmax puts n - 1 in the place of 0/0
-        return variance, np.fmax(variance**2 / (seeds**2 / (n - 1) + items**2 / max(groups - 1, 1)), n - 1)
+    with np.errstate(divide="ignore", invalid="ignore"):  # fmax puts `least` in the place of 0/0
+        return variance, np.fmax(variance**2 / (seeds**2 / (n - 1) + items**2 / max(groups - 1, 1)), least)
 
 
-def _interval(d, level, forms=None):
+def _interval(d, level, forms=None, scale=None):
+    """`scale`: the largest of the values that d was computed from, if not d's own, next to which an SE may be rounding alone."""
     mean, (variance, df) = float(d.mean()), (float(x) for x in _spread(d, forms))
-    se = np.sqrt(variance).item()
-    if len(d) < 3:
+    return _bounds(mean, np.sqrt(variance).item(), df, level, len(d), np.abs(d).max() if scale is None else scale)
+
+
+def _bounds(mean, se, df, level, n, scale):
+    if n < 3 or se <= 1e-9 * scale:
         return Interval(mean, None, None, se, df, None)
     half = float(_quantile(level, df)) * se
-    p = float(2 * student_t.sf(abs(mean) / se, df)) if se > 0 else float(mean == 0)
-    return Interval(mean, mean - half, mean + half, se, df, p)
+    return Interval(mean, mean - half, mean + half, se, df, float(2 * student_t.sf(abs(mean) / se, df)))
 
 
 def _fieller(numerator, denominator, level, forms=None):

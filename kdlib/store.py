@@ -74,6 +74,13 @@ def key(spec: object) -> str:
     return hashlib.sha256(_json(spec)).hexdigest()[:32]
 
 
+def floats(value, *names: str) -> None:
+    """Make these fields of a frozen dataclass floats (None stays): 1 and 1.0 are equal settings, and get equal keys."""
+    for name in names:
+        if getattr(value, name) is not None:
+            object.__setattr__(value, name, float(getattr(value, name)))
+
+
 def digest(arrays: Arrays) -> str:
     """SHA-256 over names, types, shapes and bytes: independent of the file format that holds them."""
     total = hashlib.sha256()
@@ -190,7 +197,7 @@ class Store:
 
     def folders(self) -> list[Kept]:
         """Every folder of the store, the oldest first."""
-        if self.root.exists() and not self.root.is_dir():
+        if not next(path for path in (self.root.absolute(), *self.root.absolute().parents) if path.exists()).is_dir():
             raise StoreError(f"store: {self.root} is not a folder; point KDLIB_CACHE to one")
         found = []
         for kind in (*KINDS, "making", "damaged"):
@@ -281,6 +288,7 @@ def changing(file: Path):
     lock = file.with_name(f".{file.name}.lock")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()  # where that fails, FileLock may try for ever
         with FileLock(lock):
             try:
                 yield

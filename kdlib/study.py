@@ -11,14 +11,16 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, wait
+from dataclasses import replace
 from functools import cache
 
 from loky import cpu_count, get_reusable_executor
 
 from kdlib import cluster
 from kdlib.distill import Alone
+from kdlib.foreign import shell
 from kdlib.measures import Measure
-from kdlib.models import Model
+from kdlib.models import Model, taps
 from kdlib.store import Arrays, Entry, Store, StoreError, describe
 from kdlib.train import Run, finish, machine, repeatable
 
@@ -68,6 +70,7 @@ def complete(measures: Iterable[Measure], store: Store, *, jobs: int | str | Exe
     measures, copies = list(dict.fromkeys(measures)), Copies()
     todo = _missing(measures, store, copies)
     if todo:
+        _layers_exist([job[0] for job in todo if isinstance(job[0], Run)])
         on_gpu = any(run.device == "cuda" for m in measures for run in m.runs)
         jobs = (1 if on_gpu else cpu_count()) if jobs is None else jobs
         if isinstance(jobs, str):
@@ -139,6 +142,15 @@ def _missing(measures: list[Measure], store: Store, copies: Copies) -> dict[Job,
     return todo
 
 
+def _layers_exist(runs: list[Run]) -> None:
+    """A ValueError of `taps` now, and not once hours have gone into a teacher."""
+    named = {(run.model, run.objective.student_layer) for run in runs} | {(run.teacher.model, run.objective.teacher_layer) for run in runs if run.teacher}
+    for model, layer in named:
+        if layer and isinstance(model, Model):
+            with taps(shell(replace(model, weights=None, file=None).build), layer):
+                pass
+
+
 def _work(todo: dict[Job, set[Job]], store: Store, copies: Copies, executor: Executor, progress: Callable[[str], None]) -> None:
     started, total, done = time.monotonic(), sum(map(_cost, todo)), 0.0
     tasks = sum(map(len, todo))
@@ -150,7 +162,7 @@ def _work(todo: dict[Job, set[Job]], store: Store, copies: Copies, executor: Exe
         # were measured elsewhere: they may come out differently
         for job in sorted((j for j, needs in waiting.items() if needs <= finished),
                           key=lambda j: isinstance(j[0], Run) and 2 - (j[0].key in copies.digests)):
-            running[executor.submit(_compute, job, Store(store.root.absolute()))] = job  # archives hold nothing that is missing
+            running[executor.submit(_compute, job, [task.key for task in job], Store(store.root.absolute()))] = job  # archives hold nothing that is missing
             del waiting[job]
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             job = running.pop(future)
@@ -176,7 +188,9 @@ def _work(todo: dict[Job, set[Job]], store: Store, copies: Copies, executor: Exe
                 progress(f"{trained}/{runs} trained, about {_duration(left)} left: {job[0]}")
 
 
-def _compute(job: Job, store: Store) -> None:
+def _compute(job: Job, keys: list[str], store: Store) -> None:
+    if [task.key for task in job] != keys:
+        raise StoreError("study: the kdlib of a process that computes is not the caller's; was it changed meanwhile? Run it again")
     for task in job:
         if isinstance(task, Run):
             finish(task, store)

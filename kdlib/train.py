@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.models import Model, features, taps
-from kdlib.store import Store, describe, key
+from kdlib.store import Store, describe, floats, key
 
 CACHED_TARGETS = 2**29  # bytes of teacher outputs worth keeping; part of a run's meaning, since bfloat16 rounds by batch
 
@@ -40,7 +40,8 @@ class Adadelta:
     version: ClassVar[int] = 1
 
     def __post_init__(self):
-        object.__setattr__(self, "lr", float(self.lr))  # equal settings, equal keys
+        floats(self, "lr")
+        _schedule(self)
 
     def optimizer(self, parameters) -> torch.optim.Optimizer:
         return torch.optim.Adadelta(parameters, lr=self.lr)
@@ -68,8 +69,10 @@ class OneCycle:
     def __post_init__(self):
         if self.optimizer_name not in ("sgd", "adamw"):
             raise ValueError(f"OneCycle: optimizer_name is sgd or adamw, not {self.optimizer_name!r}")
-        for name in "lr", "weight_decay", "momentum", "warmup":
-            object.__setattr__(self, name, float(getattr(self, name)))
+        floats(self, "lr", "weight_decay", "momentum", "warmup")
+        _schedule(self)
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"OneCycle: warmup is a share of all steps, in [0, 1), not {self.warmup:g}")
 
     def optimizer(self, parameters) -> torch.optim.Optimizer:
         if self.optimizer_name == "adamw":
@@ -99,6 +102,8 @@ class Run:
     version: ClassVar[int] = 1  # of the engine
 
     def __post_init__(self):
+        if isinstance(self.domains, str) or not self.domains:
+            raise ValueError(f"Run: domains are a tuple of names, not {self.domains!r}")
         if (self.objective.teacher_layer is None) != (self.teacher is None):
             raise ValueError(f"{type(self.objective).__name__} {'needs a' if self.teacher is None else 'takes no'} teacher")
         if self.device not in ("cpu", "cuda") or self.dtype not in ("float32", "bfloat16"):
@@ -114,6 +119,9 @@ class Run:
     def key(self) -> str:
         return key(self.describe())
 
+    def __getstate__(self) -> dict:
+        return keyless(self)
+
     @property
     def cost(self) -> float:
         """Relative duration, for estimates: forward and backward passes, the teacher's forward being a third of one."""
@@ -121,6 +129,11 @@ class Run:
 
     def __str__(self) -> str:
         return f"{type(self.objective).__name__} {self.model.name} {self.seed} on {'+'.join(self.domains)} ({self.key[:8]})"
+
+
+def keyless(value) -> dict:
+    """What to pickle of a value that keeps its key: another process forms it anew, from its own versions."""
+    return {name: part for name, part in vars(value).items() if name != "key"}
 
 
 def resolve_device(device: str) -> str:
@@ -158,6 +171,11 @@ def machine(device: str, dtype: str) -> tuple[str, str, str]:
             if cpuinfo.exists() else []
         name = f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     return device, resolve_dtype(dtype, device), name
+
+
+def _schedule(schedule) -> None:
+    if not (schedule.epochs >= 0 and schedule.batch >= 1 and schedule.lr > 0):
+        raise ValueError(f"{type(schedule).__name__}: needs epochs from 0, batches from 1 and a positive lr, got {schedule.epochs}, {schedule.batch} and {schedule.lr:g}")
 
 
 def stream(seed: str, name: str) -> int:

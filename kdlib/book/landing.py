@@ -161,9 +161,9 @@ def tally(every: list[Row]) -> str:
 
 
 def _which(every: list[Row], *panels: str) -> str:
-    """'KL: is fooled by what fools its teacher, ...; Hint: ...; CRD: no property in every one of its settings'."""
+    """'KL: is fooled by what fools its teacher, ...; Hint: ...; CRD: no property in all of its settings'."""
     found = {m: handed_on(every, m, *panels) for m in METHODS}
-    return "; ".join(f"*{m}* " + ("no property in every one of its settings" if not which else ", ".join(of.says for of in which)) for m, (which, of) in found.items() if of)
+    return "; ".join(f"*{m}* " + ("no property in all of its settings" if not which else ", ".join(of.says for of in which)) for m, (which, of) in found.items() if of)
 
 
 def title(every: list[Row], found: dict[str, Results]) -> str:
@@ -244,9 +244,10 @@ def _interval(axis, line: float, effect: dict, style: dict, low: float, high: fl
     """An effect with its interval; an arrow where the interval goes on beyond the panel."""
     if effect["low"] is not None:
         axis.plot([max(effect["low"], low), min(effect["high"], high)], [line, line], color=style["color"], linewidth=width, solid_capstyle="butt")
-        for beyond, edge, arrow in (effect["low"] < low, low, "<"), (effect["high"] > high, high, ">"):
+        inside = 0.02 * (high - low)
+        for beyond, edge, arrow in (effect["low"] < low, low + inside, "<"), (effect["high"] > high, high - inside, ">"):
             if beyond:
-                axis.plot(edge, line, arrow, color=style["color"], markersize=3 + width, clip_on=False)
+                axis.plot(edge, line, arrow, color=style["color"], markersize=3 + width)
     axis.plot(effect["effect"], line, **style)
 
 
@@ -255,7 +256,7 @@ What a distilled student takes over, in percentage points, by method. Filled: th
 weights, same images, no teacher; where maps are compared, minus a second independent student). Hollow: minus the same student of T\\*, a
 teacher that lacks the property or, where every teacher has it, simply another teacher. Bars are 95 % intervals over seeds and test items;
 in the chapters on images one teacher serves all seeds of a pair, so they say nothing about other teachers. An arrow means that the interval goes on. {pairs}Shaded: the property counts as taken over, which it does if every filled bar of its block lies above
-zero; the hollow ones show how much of that is owed to what this teacher had learned."""
+zero (one that does not leaves the block unshaded, however large the others are); the hollow ones show how much of that is owed to what this teacher had learned."""
 
 PAIRS = """\
 Where a claim of the paper is about several of the pairs of networks here, each has a line, named by the families of teacher → student, the first drawn

@@ -13,8 +13,7 @@ def predict(net: nn.Module, x: Tensor, *, batch: int = 500) -> Tensor:
     A network in train mode, or a part of one, is a ValueError: its dropout would answer, and its batch norm would learn from x. So is a logit
     that is NaN or infinite: the largest of such would still be some class. And so is an output that is not (n, classes), with two or more.
     """
-    if any(module.training for module in net.modules()):
-        raise ValueError("predict: the network is in train mode; call net.eval() first")
+    in_eval_mode("predict", net)
     found = []
     for part in x.split(batch):
         logits = net(part)
@@ -30,6 +29,12 @@ def correct(prediction, labels):
     """Per item, whether the prediction is the label: the mean is top-1 accuracy, in [0, 1]. Shapes (n,), or (seeds, n) for predictions."""
     same_items("correct", prediction, labels)
     return prediction == labels
+
+
+def in_eval_mode(name: str, *nets: nn.Module) -> None:
+    """A ValueError where a network, or a part of one, is in train mode."""
+    if any(module.training for net in nets for module in net.modules()):
+        raise ValueError(f"{name}: {'the' if len(nets) == 1 else 'a'} network is in train mode; call net.eval() first")
 
 
 def same_items(name: str, *answers) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from kdlib.probes.accuracy import predict, same_items
+from kdlib.probes.accuracy import in_eval_mode, predict, same_items
 
 version = 1
 
@@ -28,8 +28,7 @@ def ifgsm(net: nn.Module, x: Tensor, y: Tensor, *, eps: float | Sequence[float],
     the first gradient, at x itself, serves them all. No gradient is taken in the network's parameters, and none is left
     behind. ValueError for pixels outside [0, 1], and for a network in train mode.
     """
-    if any(module.training for module in net.modules()):
-        raise ValueError("ifgsm: the network is in train mode; call net.eval() first")
+    in_eval_mode("ifgsm", net)
     sizes = [float(e) for e in np.atleast_1d(eps)]
     lengths = [float(s) for s in np.atleast_1d(step)] if np.ndim(step) else [float(step)] * len(sizes)
     _pixels("ifgsm", x, *sizes)
@@ -116,7 +115,10 @@ def _uphill(net: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
     """The signs of the gradient of the cross entropy in x, of which no parameter's gradient is part."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        return torch.autograd.grad(F.cross_entropy(net(x), labels), x)[0].sign()
+        logits = net(x)
+        if len(labels) and labels.max() >= logits.shape[1]:
+            raise ValueError(f"ifgsm: the network has {logits.shape[1]} classes, and there is a label {labels.max()}")
+        return torch.autograd.grad(F.cross_entropy(logits, labels), x)[0].sign()
 
 
 def _pixels(name: str, x: Tensor, *sizes: float) -> None:

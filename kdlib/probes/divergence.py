@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdlib.probes.accuracy import in_eval_mode
+
 version = 1
 
 
@@ -14,8 +16,7 @@ def kl(student: nn.Module, teacher: nn.Module, x: Tensor, *, batch: int = 500) -
     Images x (n, channels, height, width). The teacher-student KL of Stanton et al. (2021), item by item; unlike agreement
     it sees how sure both are. A network in train mode is a ValueError, and so are networks of other or different numbers of classes than two or more.
     """
-    if any(module.training for net in (student, teacher) for module in net.modules()):
-        raise ValueError("kl: a network is in train mode; call net.eval() first")
+    in_eval_mode("kl", student, teacher)
     rows = []
     for part in x.split(batch):
         said = [net(part) for net in (teacher, student)]

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdlib.probes.accuracy import in_eval_mode
+
 version = 1
 
 
@@ -42,7 +44,7 @@ def gradcam(net: nn.Module, x: Tensor, y: Tensor, *, layer: str, reshape: Callab
                          + f" (known: {', '.join(m for m in modules if m)})")
     for part, labels in zip(x.split(batch), y.split(batch)):
         with _graph_from(modules[layer]) as outputs:
-            score = _score(net, part, labels)
+            score = _score(net, part.clone(), labels.clone())  # what inference mode made could not be part of a graph
             if len(outputs) != 1:
                 raise ValueError(f"gradcam: layer {layer!r} is run {len(outputs)} times for an image, not once")
             output, a = outputs[0], outputs[0] if reshape is None else reshape(outputs[0])
@@ -74,7 +76,8 @@ def integrated_gradients(net: nn.Module, x: Tensor, y: Tensor, *, baseline: floa
     rows = []
     for part, labels in zip(x.split(batch), y.split(batch)):
         with torch.inference_mode(False), torch.enable_grad():
-            path, total = part.detach() - baseline, torch.zeros_like(part)
+            path, total = part.detach().clone() - baseline, torch.zeros_like(part)
+            labels = labels.clone()  # what inference mode made could not be part of a graph
             for node, weight in zip((1 + nodes) / 2, weights / 2):
                 point = (baseline + float(node) * path).requires_grad_()
                 total += float(weight) * torch.autograd.grad(_score(net, point, labels), point)[0]
@@ -163,8 +166,7 @@ def _score(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _check(net: nn.Module, x: Tensor, y: Tensor) -> None:
-    if any(module.training for module in net.modules()):
-        raise ValueError("localization: the network is in train mode; call net.eval() first")
+    in_eval_mode("localization", net)
     if y.shape != x.shape[:1]:
         raise ValueError(f"localization: needs a class for each image, got y {tuple(y.shape)} for x {tuple(x.shape)}")
 

@@ -132,12 +132,12 @@ def test_a_property_is_handed_on_where_every_setting_is_clear_of_zero():
     assert [(row.domain, list(row.twin)) for row in shown] == [("color", list(landing.METHODS)), ("M", list(landing.METHODS))]
     assert landing.title(shown, found) == "Students take over 1 of 1 properties by KL, none of 1 by Hint, none of 1 by CRD"
     says = landing.PROPERTIES[4].says
-    assert f"independent twins**: *KL* {says}; *Hint* no property in every one of its settings; *CRD* no property in every one of its settings." in landing.page(shown, found, "generated")
-    assert f"of T\\***: *KL* {says}; *Hint* no property in every one of its settings" in landing.page(shown, found, "generated")
+    assert f"independent twins**: *KL* {says}; *Hint* no property in all of its settings; *CRD* no property in all of its settings." in landing.page(shown, found, "generated")
+    assert f"of T\\***: *KL* {says}; *Hint* no property in all of its settings" in landing.page(shown, found, "generated")
     for effect in found[SLUG].effects:  # a gain that the control has, too
         if effect["reference"] == "KL*":
             effect["low"] = -0.1
-    assert "of T\\***: *KL* no property in every one of its settings" in landing.page(landing.rows(found), found, "generated")
+    assert "of T\\***: *KL* no property in all of its settings" in landing.page(landing.rows(found), found, "generated")
 
 
 def test_what_students_have_from_their_very_own_teacher_is_said_where_it_was_asked():

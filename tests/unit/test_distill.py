@@ -165,6 +165,16 @@ def test_crd_learns_nothing_from_features_that_say_nothing(form):
     assert lowest("bank") > uninformed - 0.05 and lowest("current") < uninformed / 2
 
 
+def test_the_printed_form_is_the_exact_one_without_z():
+    crd, (s, t) = CRD(0.0, 1.0, 0.3, 4, "a", "b", dim=8, form="printed"), (draw(40, 5), draw(40, 5, seed=1))
+    labels, idx = torch.arange(40) % 4, torch.arange(0, 40, 5)
+    module = crd.build((5,), (5,)).eval()
+    module.fill(s, t, labels)
+    own = module.embed(0, s[idx]), module.embed(1, t[idx])
+    wanted = sum(losses.crd(own[i], module.banks[1 - i][idx], module.banks[1 - i], labels[idx][:, None] != labels, tau=0.3, n=4, z=1) for i in (0, 1))
+    assert module(torch.zeros(8, 4), labels[idx], s[idx], t[idx], idx).item() == pytest.approx(wanted.item())
+
+
 def test_negatives_are_drawn_alike_from_all_items_of_other_classes():
     labels = torch.tensor([2, 0, 5, 2, 2, 0, 5, 0, 2, 5])  # of unequal size, unsorted, with classes that are absent
     torch.manual_seed(0)
@@ -230,3 +240,5 @@ def test_objectives_are_values(objective):
 def test_equal_settings_are_equal_keys():
     assert key(describe(KL(1, 0, 4))) == key(describe(KL(1.0, 0.0, 4.0)))
     assert key(describe(KL(1, 0, 4))) != key(describe(KL(1, 0, 5)))
+    with pytest.raises(TypeError, match="integer"):
+        CRD(1, 1, 0.1, 512.0, "a", "b")

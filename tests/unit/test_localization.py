@@ -218,7 +218,7 @@ def test_nothing_is_left_behind_in_any_grad_mode(probe, mode):
     wanted = probe(net, x, y)
     with mode():
         before = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-        maps = probe(net, x.clone(), y)
+        maps = probe(net, x.clone(), y.clone())
         assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == before
     assert torch.equal(maps, wanted) and not maps.requires_grad and maps.dtype == torch.float32
     assert not net.training and [p.requires_grad for p in net.parameters()] == flags

@@ -233,11 +233,13 @@ def test_crd_by_hand():
 
 
 def test_the_printed_form_and_the_normalised_one_are_far_apart_at_the_papers_settings():
-    # ImageNet: N = 16,384, M = 1,281,167; at similarity 0
-    ratio, d, tau = 16384 / 1281167, 128, 0.07
-    z = 1281167 * math.exp(1 / (2 * d * tau**2))
-    assert 1 / (1 + ratio) == pytest.approx(0.987, abs=1e-3)
-    assert (1 / z) / (1 / z + ratio) == pytest.approx(2.7e-5, rel=0.05)
+    # ImageNet: N = 16,384, M = 1,281,167; at similarity 0. A bank of one with z N/M in the place of z has their h for every pair.
+    n, m, d, tau = 16384, 1281167, 128, 0.07
+    one, other = torch.eye(d, dtype=torch.float64)[:2, None]
+    spread = math.exp(1 / (2 * d * tau**2))
+    for z, h, rounded in (1, 1 / (1 + n / m), 0.987), (m * spread, 1 / (1 + n * spread), 2.7e-5):
+        loss = losses.crd(one, other, other, torch.ones(1, 1), tau=tau, n=1, z=z * n / m).item()
+        assert h == pytest.approx(rounded, rel=0.05) and loss == pytest.approx(-math.log(h) - math.log(1 - h), rel=1e-6)
 
 
 def test_crd_over_the_bank_is_the_expectation_of_the_sampled_one():

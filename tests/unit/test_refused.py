@@ -14,13 +14,13 @@ from torch.nn.functional import normalize
 from kdlib import losses
 from kdlib.data.augment import jitter
 from kdlib.data.digits import Digits
-from kdlib.distill import CRD, Alone, Regressor
+from kdlib.distill import CRD, KL, Alone, Regressor
 from kdlib.measures import Measure
 from kdlib.models import Model, features
 from kdlib.probes import adversarial, agreement, boundary, divergence, localization
 from kdlib.probes.accuracy import correct, predict
 from kdlib.store import describe, key
-from kdlib.train import Adadelta, Run
+from kdlib.train import Adadelta, OneCycle, Run
 
 G = torch.Generator().manual_seed(0)
 X, Y = torch.rand(6, 3, 4, 4, generator=G), torch.arange(6) % 3
@@ -50,6 +50,11 @@ class Idle(nn.Module):
 
     def forward(self, x):
         return x.flatten(1)
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, x
 
 
 def contrast(classes=2):
@@ -87,12 +92,30 @@ CASES = {
     "drawn negatives in a table": (lambda: losses.crd_sampled(unit, unit, unit, tau=0.1, m=6, z=1), "crd_sampled: negatives are (batch, N, D), not (6, 8)"),
     "CRD of one class": (lambda: losses.crd(unit, unit, unit, torch.zeros(6, 6).bool(), tau=0.1, n=4, z=1), "crd: 6 of 6 rows have no negative; are there two classes?"),
     "CRD of another bank": (lambda: losses.crd(unit, unit, unit, torch.ones(6, 5).bool(), tau=0.1, n=4, z=1), "crd: bank is (M, D) and negative (batch, M), got (6, 8) and (6, 5)"),
-    "CRD without z": (lambda: losses.crd(unit, unit, unit, ~torch.eye(6).bool(), tau=0.1, n=4, z=0), "crd: z and the number of negatives must be positive, got z = 0"),
+    "CRD without z": (lambda: losses.crd(unit, unit, unit, ~torch.eye(6).bool(), tau=0.1, n=4, z=0), "crd: z and the number of negatives must be positive and finite, got z = 0"),
     "CRD before its banks": (lambda: step(CRD(1, 1, 0.1, 4, "a", "b").build((5,), (5,)), torch.arange(4), torch.arange(4) % 2), "CRD: its banks are empty; call fill("),
     "CRD by places in the batch": (lambda: step(contrast(), torch.arange(4), torch.arange(1, 5) % 2), "CRD: these labels are not those that `fill` was given for the items idx"),
     "tokens to a map": (lambda: Regressor((17, 192), (128, 4, 4)), "hint: cannot map student features (17, 192) to teacher features (128, 4, 4); both are (channels, height, width) or"),
     "a layer that is not run": (lambda: features(Idle().eval(), X, "idle"), "layer 'idle' of Idle is not run"),
     "a run in half precision": (lambda: run(dtype="float16"), "Run: device is cpu or cuda and dtype float32 or bfloat16, not 'cpu' and 'float16'; kdlib.train.machine resolves auto"),
+    "KL at no temperature": (lambda: KL(0.1, 0.9, 0), "KL: tau must be positive and finite, got 0"),
+    "CRD at a temperature that is none": (lambda: CRD(1, 1, float("nan"), 4, "a", "b"), "CRD: tau must be positive and finite, got nan"),
+    "CRD of no negatives": (lambda: CRD(1, 1, 0.1, 0, "a", "b"), "CRD: n and dim are 1 or more and momentum in [0, 1], not 0, 128 and 0.5"),
+    "a momentum beyond one": (lambda: CRD(1, 1, 0.1, 4, "a", "b", momentum=2), "momentum in [0, 1], not 4, 128 and 2"),
+    "CRD of infinitely many": (lambda: losses.crd(unit, unit, unit, ~torch.eye(6).bool(), tau=0.1, n=float("inf"), z=1), "must be positive and finite, got z = 1 and N/M = inf"),
+    "z at no temperature": (lambda: losses.crd_normalizer(unit, unit, tau=-1), "crd_normalizer: tau must be positive and finite, got -1"),
+    "z beyond a float": (lambda: losses.crd_normalizer(unit, unit, tau=1e-3), "crd_normalizer: z would be e^1000, which no float64 holds; raise tau, which is 0.001"),
+    "epochs below none": (lambda: Adadelta(-1), "Adadelta: needs epochs from 0, batches from 1 and a positive lr, got -1, 64 and 1"),
+    "a batch of none": (lambda: OneCycle(1, batch=0), "OneCycle: needs epochs from 0, batches from 1 and a positive lr, got 1, 0 and 0.2"),
+    "a warmup of twice": (lambda: OneCycle(1, warmup=2), "OneCycle: warmup is a share of all steps, in [0, 1), not 2"),
+    "one domain in letters": (lambda: Run(Digits(), "orig", Model("mnistnet", {"size": 16}), Alone(), Adadelta(1), "s"), "Run: domains are a tuple of names, not 'orig'"),
+    "regions of other planes": (lambda: boundary.agreement(torch.zeros(5, 5), torch.zeros(5)), "agreement: needs two networks' regions of one plane, got (5, 5) and (5,)"),
+    "a Jaccard index of nothing": (lambda: boundary.jaccard(torch.zeros(0), torch.zeros(0)), "jaccard: needs two networks' regions of one plane, got (0,) and (0,)"),
+    "a plane of one point": (lambda: boundary.plane(X[:3], resolution=1), "plane: margin is finite and not negative and resolution 2 or more, got 0.1 and 1"),
+    "a plane without end": (lambda: boundary.plane(X[:3], margin=float("nan")), "plane: margin is finite and not negative"),
+    "no triplet": (lambda: boundary.triplets(Y, 0), "triplets: count is 1 or more, got 0"),
+    "a label beyond the classes": (lambda: adversarial.ifgsm(net(2), X, Y, eps=0.1, step=0.1), "ifgsm: the network has 2 classes, and there is a label 2"),
+    "features that are no tensor": (lambda: features(nn.Sequential(Pair()).eval(), X, "0"), "layer '0' of Sequential: its output is a tuple, not a tensor"),
     "a run anywhere": (lambda: run(device="auto"), "not 'auto' and 'float32'"),
 }
 

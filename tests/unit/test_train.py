@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -11,12 +12,12 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from kdlib import models, train
+from kdlib import models, study, train
 from kdlib.data.digits import Digits
 from kdlib.data.scenes import Scenes
 from kdlib.distill import CRD, KL, Alone, Hint
 from kdlib.models import Model
-from kdlib.store import Store, digest
+from kdlib.store import Store, StoreError, digest
 from kdlib.measures import Items, Predictions
 from kdlib.study import arms, complete
 from kdlib.train import Adadelta, OneCycle, Run, TrainingError, finish, fit
@@ -255,6 +256,28 @@ def test_a_study_killed_in_the_middle_loses_nothing_and_ends_in_the_same_weights
     complete(measures, whole, jobs=2, progress=lambda line: None)
     assert contents(killed, "run") == contents(whole, "run")
     assert stamps == {k: (killed.root / "run" / k).stat().st_mtime_ns for k in survived}, "a finished run was done again"
+
+
+def test_a_layer_that_is_not_there_is_known_before_a_teacher_is_trained(tmp_path):
+    store, common = Store(tmp_path), dict(data=SMALL, teacher=NET, student=NET, teacher_domains=("orig",), teacher_star_domains=("orig",),
+                                          student_domains=("orig",), seeds=[0], schedule=Adadelta(1), device="cpu", dtype="float32")
+    for layers, name in (("cnv2", "conv2"), "cnv2"), (("conv2", "cnv3"), "cnv3"):
+        run = arms(objectives={"Hint": Hint(1.0, 1.0, *layers)}, **common)["Hint", 0]
+        with pytest.raises(ValueError, match=f"no layer named '{name}' in MnistNet; did you mean"):
+            complete([Predictions(run, SMALL, "orig")], store, progress=lambda line: None)
+    assert not contents(store, "run")
+
+
+def test_keys_are_formed_anew_in_another_process(tmp_path, monkeypatch):
+    measure = Predictions(ALONE, SMALL, "orig")
+    known = ALONE.key, measure.key
+    sent = pickle.dumps((ALONE, measure))
+    assert tuple(part.key for part in pickle.loads(sent)) == known
+    monkeypatch.setattr(models.MnistNet, "version", 99)
+    there = pickle.loads(sent)
+    assert all(part.key != key for part, key in zip(there, known)), "another kdlib there, another key"
+    with pytest.raises(StoreError, match="the kdlib of a process that computes is not the caller's"):
+        study._compute(there[1:], [measure.key], Store(tmp_path))
 
 
 def test_a_failing_run_is_named_and_the_others_stay(tmp_path):
