@@ -39,6 +39,8 @@ class Parameter:
         try:
             if self.type is bool:
                 value = {"true": True, "false": False}[text.lower()]
+            elif self.type is not str and "_" in text:  # Python reads 1_0 as 10
+                raise ValueError
             else:
                 value = self.type(text)
         except (KeyError, ValueError):
@@ -117,6 +119,17 @@ class Source:
         return source_digest(self.notebook)
 
 
+def duration(minutes: float) -> str:
+    """'20 s', '12 min', '4 h'."""
+    return f"{minutes * 60:.0f} s" if minutes < 1 else f"{minutes:g} min" if minutes < 90 else f"{minutes / 60:.2g} h"
+
+
+def aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """A table for a terminal, a line a row."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+
+
 def near(what: str, name: str, known) -> None:
     """Raise a BookError that suggests the nearest known name, unless `name` is known."""
     if name not in known:
@@ -135,8 +148,13 @@ def contents(root: Path = ROOT) -> list[str]:
 def sources(root: Path = ROOT) -> dict[str, Source]:
     """The chapters by slug, in the order of the book's table of contents; those it does not list come last."""
     listed = contents(root)
-    found = {p.stem: Source(p.stem, p) for p in sorted((root / "notebooks").glob("*.ipynb"))}
+    found = {p.stem: Source(p.stem, p) for p in sorted((root / "notebooks").glob("*.ipynb")) if p.stem in listed or _claims_to_be_one(p)}
     return {s: found[s] for s in sorted(found, key=lambda s: (listed.index(s) if s in listed else len(listed), s))}
+
+
+def _claims_to_be_one(path: Path) -> bool:
+    """Whether a notebook that the book does not list says that it is a chapter; a scratch one (Untitled.ipynb) does not."""
+    return "kdlib" in read_notebook(path).metadata
 
 
 def source(slug: str) -> Source:

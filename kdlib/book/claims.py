@@ -204,8 +204,9 @@ def variant(method: str, results: Results) -> bool:
     return method.rstrip("*") == "CRD" and results.provenance["parameters"].get("crd_positive") != "bank"
 
 
-def verdict(claim: Claim, results: Results) -> dict:
-    """The claim's verdict with what it rests on, by domain, or by domain and pair where the run has several pairs.
+def verdict(claim: Claim, results: Results) -> dict | None:
+    """The claim's verdict with what it rests on, by domain, or by domain and pair where the run has several pairs. None where the results
+    cannot speak to it: published before it was written down, or without a pair or domain that it is about.
 
     Only the paper's data, or photographs in their place, earn one; drawn or stand-in data say `not tested`, and so does a `variant`. Nor does
     a setting count that its baseline drowns, or that has fewer than three seeds (`settled`: "void").
@@ -217,7 +218,7 @@ def verdict(claim: Claim, results: Results) -> dict:
     found = [row for d in claim.domains for row in results.matching(method=claim.method, reference=claim.reference, measure=claim.measure, domain=d)
              if claim.condition in (None, row["condition"]) and (claim.families is None or paper_pair(row["pair"]) in claim.families)]
     if not found:
-        raise KeyError(f"no effect of {claim.method} on {claim.measure} against {claim.reference}")
+        return None
     pairs = list(dict.fromkeys(row["pair"] for row in found))
     several = len({row["pair"] for row in results.effects}) > 1
     label = {id(row): f"{row['domain']}, {row['pair']}" if several else row["domain"] for row in found}
@@ -249,14 +250,7 @@ def verdict(claim: Claim, results: Results) -> dict:
 
 def verdicts(chapter: str, results: Results) -> list[dict]:
     """The verdicts on all those of a chapter's claims that a run can speak to, with Holm-adjusted p values over every setting of every claim."""
-    found = []
-    for claim in CLAIMS:
-        if claim.chapter == chapter:
-            try:
-                found.append(verdict(claim, results))
-            except KeyError:  # no pair of its families, or none of its domains
-                continue
-    return adjusted(found)
+    return adjusted([found for claim in CLAIMS if claim.chapter == chapter and (found := verdict(claim, results))])
 
 
 def adjusted(judged: list[dict]) -> list[dict]:

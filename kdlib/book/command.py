@@ -1,6 +1,7 @@
 """The command `kdlib`."""
 
 import argparse
+import errno
 import os
 import re
 import signal
@@ -10,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from kdlib.book import ROOT, BookError
-from kdlib.book.chapters import PROFILES, near, published, source, sources
+from kdlib.book.chapters import PROFILES, aligned, duration, near, published, source, sources
 from kdlib.cluster import ClusterError, reach
 from kdlib.data import DataError
 from kdlib.store import StoreError
@@ -57,9 +58,7 @@ def _chapters(options) -> None:
     for slug, chapter in sources().items():
         minutes = [_minutes(chapter.facts["minutes"].get(p), _pairs_of(chapter, p)) for p in PROFILES]
         rows.append((slug, chapter.facts["section"], chapter.facts["needs"], *minutes, published(slug)))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    print(*aligned(rows), sep="\n")
     print("\nTimes are about those of 2 CPU cores (gpu and paper: one GPU), installation aside; the first run only. Where "
           "a chapter has several pairs, --only pair=NAME runs one, in its share of the time; chapters share what they train.")
 
@@ -75,11 +74,11 @@ def _data(options) -> None:
     from kdlib.data import data_sets
 
     known = data_sets()
-    if options.name:
+    if options.name is not None:
         near("data set", options.name, known)
-    for name in [options.name] if options.name else known:
+    for name in known if options.name is None else [options.name]:
         state, found = known[name].state()
-        if options.name and state != "complete":
+        if options.name is not None and state != "complete":
             raise BookError(found)
         print(f"{name}: {known[name].what}\n    {state}: {found.removeprefix(f'{name}: ')}")
 
@@ -118,24 +117,25 @@ def _run(options) -> int:
         near("part (--only)", name, ONLY)
     if options.jobs is not None and options.jobs < 1:
         raise BookError(f"--jobs is at least 1, not {options.jobs}")
-    if options.jobs is not None and options.scheduler:
+    if options.jobs is not None and options.scheduler is not None:
         raise BookError("--jobs counts processes of this machine; leave it out with --scheduler")
-    if options.as_published and (given or options.device or options.profile or only or options.scheduler or options.afresh):
+    named = any(option is not None for option in (options.device, options.profile, options.scheduler))
+    if options.as_published and (given or only or named or options.afresh):
         raise BookError("--as-published takes every parameter from the published chapter and trains nothing; leave out -p, --device, "
                         "--profile, --only, --scheduler and --afresh")
     orders = []
     for chapter in sources().values() if options.all else map(source, dict.fromkeys(options.slugs)):
-        profile, was = options.profile or "cpu", None
+        profile, was = "cpu" if options.profile is None else options.profile, None
         if options.as_published:
             was = results.read(ROOT / "book" / "results" / f"{chapter.slug}.json").provenance
             values, profile = chapter.as_published(was["parameters"]), was["profile"]
         else:
-            on = {"device": options.device} if options.device and not (options.all and "device" not in chapter.parameters) else {}
+            on = {"device": options.device} if options.device is not None and not (options.all and "device" not in chapter.parameters) else {}
             values = chapter.values(profile, given | on)
         orders.append((chapter, values, profile, was))
-    if options.scheduler:
+    if options.scheduler is not None:
         reach(options.scheduler)
-    out = Path(options.out or ROOT / "_build" / ("as-published" if options.as_published else options.profile or "cpu")).resolve()
+    out = Path(options.out or ROOT / "_build" / ("as-published" if options.as_published else orders[0][2])).resolve()
     tasks = [partial(_execute, chapter, values, out, profile=profile, jobs=options.jobs, only=only, as_published=was, afresh=options.afresh,
                      scheduler=options.scheduler) for chapter, values, profile, was in orders]
     return max(side_by_side(tasks, out, min(2, options.jobs or os.cpu_count() or 1)) if len(tasks) > 1 else [task() for task in tasks])
@@ -159,7 +159,8 @@ def _execute(chapter, values: dict, out: Path, *, profile: str, as_published: di
 
 
 def _of_disk(error: OSError) -> str:
-    return f"kdlib: {error.filename2 or error.filename or 'a file'}: {error.strerror or error}; name another folder, or make room"
+    advice = "make room, or name another folder" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "name another folder"
+    return f"kdlib: {error.filename2 or error.filename or 'a file'}: {error.strerror or error}; {advice}"
 
 
 def _book(options) -> None:
@@ -200,6 +201,8 @@ def _weights(options) -> None:
         if value is not None and value < 1:
             raise BookError(f"{name} is at least 1, not {value}")
     chapter, given = source("unseen-domains"), _pairs("-p", options.parameter)
+    if own := sorted({"alpha", "beta", "beta_crd", "seeds", "first_seeds"} & given.keys()):
+        raise BookError(f"-p {own[0]} has no meaning here: weights chooses alpha, beta and beta_crd itself, and --seeds says how many students try each")
     try:
         choose(chapter.values(options.profile, given), seeds=options.seeds, jobs=options.jobs, say=lambda line: print(line, flush=True))
     except (TrainingError, ValueError) as error:  # no such device, a loss that is not finite
@@ -241,7 +244,7 @@ def _minutes(minutes: float | None, pairs: int = 1) -> str:
         return "-"
     if pairs > 1:
         return f"{_minutes(minutes)} ({pairs} pairs)"
-    return f"{minutes * 60:.0f} s" if minutes < 1 else f"{minutes:g} min" if minutes < 90 else f"{minutes / 60:.2g} h"
+    return duration(minutes)
 
 
 class _Version(argparse.Action):

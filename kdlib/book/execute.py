@@ -57,13 +57,19 @@ def execute(chapter: Source, values: dict, out: Path, *, profile: str, jobs: int
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the abandoned cell's traceback
             raise
         except (DeadKernelError, RuntimeError, TimeoutError) as error:
+            said = [line.strip() for line in Path(making, "stderr").read_text(errors="replace").splitlines() if "error" in line.lower()]
+            last = f"; it had said: {said[-1]}" if said else ""
             if not isinstance(error, DeadKernelError):
-                raise BookError(f"{chapter.slug}: the kernel did not answer ({_first_line(str(error))}); run it again") from error
+                raise BookError(f"{chapter.slug}: the kernel did not answer ({_first_line(str(error))}); run it again{last}") from error
             raise BookError(f"{chapter.slug}: the kernel died (out of memory?); what had finished is in the store, "
-                            "run it again to go on") from error
+                            f"run it again to go on{last}") from error
         except OSError as error:
             raise BookError(f"{chapter.slug}: cannot write to {out}: {error.strerror or error}; make room, or name another folder "
                             "(--out)") from error
+        if not results.exists():
+            failed = out / f"{chapter.slug}.failed.ipynb"
+            shutil.move(notebook, failed)
+            raise BookError(f"{chapter.slug}: no cell called chapter.finish(), which writes its results; the last one should ({failed} is what it made)")
         _tidy(notebook, results)
         (out / "results").mkdir(exist_ok=True)
         os.replace(results, out / "results" / f"{chapter.slug}.json")

@@ -38,20 +38,12 @@ def found(root: Path = ROOT) -> str:
 
 
 def _chapter(chapter: Source, claims: list[Claim], results: Results) -> str:
-    judged = [(claim, judge(claim, results)) for claim in claims]
+    judged = [(claim, verdict(claim, results)) for claim in claims]
     corrected = iter(adjusted([found for _, found in judged if found]))
     judged = [(claim, found and next(corrected)) for claim, found in judged]
     rows = [row for claim, found in judged for row in _rows(claim, found, results)]
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in (HEADER, ["---"] * len(HEADER), *rows))
     return f"**[{chapter.title}](book/chapters/{chapter.slug}.ipynb)** {basis(chapter, judged, results)}\n\n{table}"
-
-
-def judge(claim: Claim, results: Results) -> dict | None:
-    """The verdict with what it rests on; None where the results cannot speak to the claim."""
-    try:
-        return verdict(claim, results)
-    except KeyError:  # published before the claim was written down, or without a pair that it is about
-        return None
 
 
 def _rows(claim: Claim, judged: dict | None, results: Results) -> list[tuple[str, ...]]:

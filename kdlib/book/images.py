@@ -177,7 +177,7 @@ def numbers(name: str, value: str, low: float, high: float) -> list[float]:
     """A parameter that holds numbers by comma, each once, in ascending order. BookError unless each lies in [low, high]."""
     try:
         found = sorted({float(part) for part in value.split(",")})
-        if not low <= found[0] <= found[-1] <= high:
+        if not all(low <= number <= high for number in found):  # no NaN either
             raise ValueError
     except ValueError:
         raise BookError(f"parameter {name} takes numbers in [{low:g}, {high:g}], by comma, not {value!r}") from None

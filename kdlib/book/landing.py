@@ -15,8 +15,8 @@ from matplotlib.patches import Patch
 
 from kdlib.book import ROOT, figures
 from kdlib.book.chapters import sources
-from kdlib.book.claims import CLAIMS, Claim, standing, variant, verdicts
-from kdlib.book.headline import against_control, basis, judge
+from kdlib.book.claims import CLAIMS, Claim, standing, variant, verdict, verdicts
+from kdlib.book.headline import against_control, basis
 from kdlib.book.results import Results
 from kdlib.book.text import clear, count, gains, listed, pairs, points
 
@@ -128,7 +128,7 @@ def _effects(of: Property, found: dict[str, Results]) -> Iterator[tuple[Claim, d
     for claim in CLAIMS if of.chapter in found else ():
         if (claim.chapter, claim.measure) == (of.chapter, of.measure) and claim.method in METHODS and claim.reference in ("Ind", "Ind2") \
                 and not variant(claim.method, found[of.chapter]):
-            if judgement := judge(claim, found[of.chapter]):
+            if judgement := verdict(claim, found[of.chapter]):
                 yield from ((claim, effect) for where, effect in judgement["rows"].items()
                             if effect["effect"] is not None and (judgement["settled"][where] != "void" or effect["low"] is None))
 
@@ -285,7 +285,7 @@ def page(every: list[Row], found: dict[str, Results], folder: str) -> str:
     lines += _numbers(every, "control", "twin of teacher T\\*") if any(row.control for row in every) else []
     chapters, slugs = sources(), dict.fromkeys(row.of.chapter for row in every)
     for slug in slugs:
-        claims = [(c, judge(c, found[slug])) for c in CLAIMS if c.chapter == slug]
+        claims = [(c, verdict(c, found[slug])) for c in CLAIMS if c.chapter == slug]
         lines.append(f"- {{doc}}`chapters/{slug}` " + basis(chapters[slug], claims, found[slug]))
     return "\n".join([*lines, "::::", ""])
 
@@ -379,6 +379,6 @@ def _variant(found: dict[str, Results]) -> str:
 
 def _stand_in(found: dict[str, Results]) -> str:
     """Which chapters rest on data that earn no verdict."""
-    slugs = [slug for slug in found if any((j := judge(c, found[slug])) and "not the paper's data" in j["verdict"] for c in CLAIMS if c.chapter == slug)]
+    slugs = [slug for slug in found if any((j := verdict(c, found[slug])) and "not the paper's data" in j["verdict"] for c in CLAIMS if c.chapter == slug)]
     chapters = listed([f"{{doc}}`chapters/{slug}`" for slug in slugs], "")
     return f"**No verdict** can rest on drawn or stand-in data, as in {chapters}. They can show that a mechanism works, no more." if slugs else ""

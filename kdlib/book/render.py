@@ -17,6 +17,7 @@ from bs4 import BeautifulSoup, SoupStrainer, Tag
 from kdlib.book import ROOT, BookError, downloads, landing, sheet, toy
 from kdlib.book import results as results_file
 from kdlib.book.chapters import contents, read_notebook, sources
+from kdlib.book.execute import digest
 from kdlib.book.results import Results
 from kdlib.book.text import breakable, numbered
 
@@ -54,7 +55,7 @@ def render(chapters_dir: Path | None, out: Path, config: Path = ROOT / "_config.
         raise RenderError(f"no folder {chapters_dir}; run chapters into it first: kdlib run SLUG --out {chapters_dir}")
     chapters_dir = Path(chapters_dir or BOOK / "chapters")
     out = Path(out).resolve()
-    if out.exists() and any(out.iterdir()) and not (out / "objects.inv").exists():
+    if out.exists() and any(out.iterdir()) and not (out / LINKS).exists():
         raise RenderError(f"{out} holds something other than a rendered book; name another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".render-", dir=out.parent) as work:
@@ -91,7 +92,10 @@ def _place(slug: str, chapters_dir: Path, source: Path) -> Results | None:
         tagged["parameters"]["metadata"]["tags"].append("hide-input")
     _number_tables(notebook, 1 + contents().index(slug))
     stores = (chapters_dir / "results", chapters_dir.parent / "results")
-    path = next((path for store in stores if (path := store / f"{slug}.json").exists()), None)
+    told = notebook["metadata"].get("kdlib", {}).get("results")  # plain papermill tells of none
+    path = next((path for store in stores if (path := store / f"{slug}.json").exists()), None) if told else None
+    if path and digest(path) != told:
+        raise RenderError(f"{executed} and {path} are not of one execution; run it again: kdlib run {slug} --out {chapters_dir}")
     found = results_file.read(path) if path else None
     cell_id = {"id": "downloads"} if notebook["nbformat_minor"] >= 5 else {}
     notebook["cells"].append({"cell_type": "markdown", "metadata": {}, "source": downloads.place(executed, path, found, source)} | cell_id)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from kdlib.book import ROOT, BookError, results
-from kdlib.book.chapters import PROFILES, Source, near, sources
+from kdlib.book.chapters import PROFILES, Source, aligned, near, sources
 from kdlib.store import KINDS, Kept, Store, changing, pack, unpack
 
 DAY = 24 * 60 * 60  # seconds
@@ -210,9 +210,7 @@ def _table(folders: list[Kept], wanted: dict[tuple[str, str], Keys], rest: str) 
         if there:
             counts = [str(sum(k.kind == kind for k in there) or "") for kind in KINDS]
             rows.append((*shelf, *counts, _size(there), _age(there)))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+    yield from aligned(rows)
 
 
 def _counted(folders: list[Kept]) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from IPython.display import HTML, Markdown
 
-from kdlib.book.chapters import PROFILES, source
+from kdlib.book.chapters import PROFILES, duration, source
 from kdlib.book.claims import FEW, in_words, standing
 from kdlib.book.results import Results, smallest
 
@@ -40,10 +40,14 @@ def _with_interval(effect: dict, scale: float, digits: int) -> str:
     if effect["effect"] is None:
         return "–"
     if effect["low"] is not None:
-        telling = scale * (min if clear(effect) else max)(abs(effect["low"]), abs(effect["high"]))
-        digits = next((d for d in (digits, digits + 1) if round(telling, d)), digits + 2)
+        digits = _telling(effect, scale, digits)
     numbers = [signed(scale * effect[k], digits) for k in ("effect", "low", "high") if effect[k] is not None]
     return typeset(numbers[0] + (f" [{numbers[1]}, {numbers[2]}]" if len(numbers) == 3 else ""))
+
+
+def _telling(ends: dict, scale: float, digits: int) -> int:
+    telling = scale * (min if clear(ends) else max)(abs(ends["low"]), abs(ends["high"]))
+    return next((d for d in (digits, digits + 1) if round(telling, d)), digits + 2)
 
 
 def signed(value: float, digits: int) -> str:
@@ -55,7 +59,8 @@ def transfer(effect: dict) -> str:
     """Transfer with Fieller's interval, or the flag that says why there is none."""
     if effect["transfer"] is None:
         return effect["flag"] or "–"
-    return typeset(f"{effect['transfer']:z.2f} [{effect['transfer_low']:z.2f}, {effect['transfer_high']:z.2f}]")
+    digits = _telling({"low": effect["transfer_low"], "high": effect["transfer_high"]}, 1, 2)
+    return typeset(f"{effect['transfer']:z.{digits}f} [{effect['transfer_low']:z.{digits}f}, {effect['transfer_high']:z.{digits}f}]")
 
 
 def of_lead(effect: dict) -> str:
@@ -103,7 +108,8 @@ def uncorrected(judged: list[dict]) -> str:
     tested = [v for v in judged if not v["verdict"].startswith("not tested")]
     clear_ = [v["holm"][where] for v in tested for where, row in v["rows"].items() if clear(row) and v["settled"][where] != "void"]
     weak = sum(p > 0.05 for p in clear_)
-    family = "all claims in the table" + (", those included that are not judged" if len(tested) < len(judged) else "")
+    without = {v["holm"][where] is None for v in judged for where in v["rows"] if v not in tested or v["settled"][where] == "void"}
+    family = "all claims in the table" + (", those on variants of CRD included" if False in without else "") + (", what noise drowns left out" if True in without else "")
     return (f"Verdicts look at each interval by itself. Adjusted for {family}, p is above .05 for "
             + (f"{weak} of the {len(clear_)} judged intervals that exclude zero." if len(clear_) > 1 else "the one judged interval that excludes zero.") if weak else "")
 
@@ -161,14 +167,14 @@ def own_teacher(rows: Mapping[tuple[str, str], dict], distilled: Sequence[str]) 
     asked = {at: row for at, row in rows.items() if at[0] in distilled}
     stands = standing(asked)
     alone = {"Independent students, which met no T": [at for at in rows if at[0] in ("Ind", "Ind2")],
-             "Students of T\\*, a teacher that shares only its initial weights with T": [at for at in rows if at[0].endswith("*")]}
+             "Students of T\\*, a teacher that began with T's weights and saw T's plain digits in T's order, but no other domain": [at for at in rows if at[0].endswith("*")]}
     astray, controls = [], []
     for who, its in alone.items():
         held = [at for at in its if rows[at]["low"] is not None]
         clear_ = [" on ".join(at) for at in held if clear(rows[at])]
         astray += clear_
         if held:
-            controls.append(f"{who}, should show no difference: of {count(len(held), 'interval')} {len(clear_)} exclude{'s' * (len(clear_) == 1)} zero"
+            controls.append(f"{who}, should hardly show a difference: of {count(len(held), 'interval')} {len(clear_)} exclude{'s' * (len(clear_) == 1)} zero"
                             + (f" ({', '.join(clear_)})." if clear_ else "."))
     return OwnTeacher({m: [domain for method, domain in asked if method == m and (m, domain) in stands] for m in distilled},
                       [" on ".join(at) for at, row in asked.items() if gains(row) and at not in stands],
@@ -249,7 +255,7 @@ def settings(slug: str) -> HTML:
     rows = [[p.name, p.help, *[str(chapter.facts["profiles"][name].get(p.name, p.default)) for name in profiles]]
             for p in chapter.parameters.values()]
     minutes = [chapter.facts["minutes"].get(name) for name in profiles]
-    rows.append(["time", "first run, about", *[f"{m:g} min" if m else "not measured" for m in minutes]])
+    rows.append(["time", "first run, about", *[duration(m) if m else "not measured" for m in minutes]])
     on_gpu = [name for name in profiles if name in ("gpu", "paper")]
     return table(["parameter", "meaning", *profiles], rows, "Settings by profile; times on 2 CPU cores" + (f" ({', '.join(on_gpu)}: one GPU)" if on_gpu else ""))
 

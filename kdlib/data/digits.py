@@ -32,7 +32,7 @@ MNIST_FILES = {f"{part}-{what}-ubyte": (size, bytes([0, 0, 8, dims]))  # bytes, 
                for what, dims, sizes in (("images-idx3", 3, (47_040_016, 7_840_016)), ("labels-idx1", 1, (60_008, 10_008)))
                for part, size in zip(("train", "t10k"), sizes)}
 GET = {
-    "mnist": "set KDLIB_DATA to a folder that holds MNIST/raw/*-ubyte (its four files, unpacked), or unset it and torchvision "
+    "mnist": "set KDLIB_DATA to a folder that holds MNIST/raw/*-ubyte (its four files, unpacked), or leave it unset, and torchvision "
              "downloads MNIST when a chapter asks for it",
     "bsds500": "set KDLIB_DATA to a folder that holds bsds500/{train,test}/*.jpg, or BSR as the release of the Berkeley Computer Vision "
                "Group unpacks (https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/resources.html)",

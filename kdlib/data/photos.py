@@ -61,7 +61,7 @@ SOURCES = {
     "imagenette": Source(
         "13,394 photographs of ten classes of ImageNet", {"train": (9469, ("train",)), "test": (3925, ("val",))}, tuple(IMAGENETTE),
         "set KDLIB_DATA to a folder that holds imagenette2/{train,val}/CLASS/*, or imagenette2-160 or imagenette2-320 for the sources "
-        "imagenette-160 and imagenette-320; or unset it and choose one of these two, and torchvision downloads it"),
+        "imagenette-160 and imagenette-320; or leave it unset and choose one of these two, and torchvision downloads it"),
     "geirhos": Source(
         "1,600 stimuli of Geirhos et al.: cue conflicts, edges and silhouettes",
         {"cue-conflict": (1280, ("cue-conflict", "style-transfer-preprocessed-512")), "edge": (160, ("edge", "edges")),

@@ -71,6 +71,24 @@ def test_the_chapter_runs_and_its_effects_are_those_of_its_records(run):
         assert (row["n_seeds"], row["n_items"]) == (3, 64)
 
 
+def test_a_chapter_without_its_last_call_is_told_so_and_a_scratch_notebook_is_none(project):
+    notebook = nbformat.read(project / "notebooks" / "flips.ipynb", as_version=4)
+    nbformat.write(nbformat.v4.new_notebook(cells=notebook.cells[-1:]), project / "notebooks" / "Untitled.ipynb")
+    last = next(cell for cell in notebook.cells if "chapter.finish()" in cell.source)
+    last.source = "pass"
+    nbformat.write(notebook, project / "notebooks" / "endless.ipynb")
+    try:
+        done = python(project, "-m", "kdlib.book.command", "run", "endless", "--profile", "smoke", "--out", "_build/endless")
+        assert done.returncode == 1 and done.stderr.splitlines() == [
+            f"kdlib: endless: no cell called chapter.finish(), which writes its results; the last one should ({project}/_build/endless/endless.failed.ipynb is what it made)"]
+        assert (project / "_build" / "endless" / "endless.failed.ipynb").exists()
+        listed = python(project, "-m", "kdlib.book.command", "chapters")
+        assert listed.returncode == 0 and "endless" in listed.stdout and "Untitled" not in listed.stdout, listed.stderr
+    finally:
+        for name in "Untitled", "endless":
+            (project / "notebooks" / f"{name}.ipynb").unlink()
+
+
 def test_publishing_it_brings_the_readme_up_to_date(run, project):
     path = run / "results" / "flips.json"
     path.write_text(path.read_text().replace('"profile": "smoke"', '"profile": "cpu"'))  # smoke is not published

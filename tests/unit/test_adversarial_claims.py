@@ -44,8 +44,7 @@ def test_pairs_count_by_their_families():
     assert set(rise["rows"]) == {f"photo, {plain}", f"photo, {mixed}"} and rise["verdict"] == "replicated"
     assert rise["paper"][f"photo, {plain}"].startswith("+7.4") and rise["paper"][f"photo, {mixed}"].startswith("+6.8")
     assert list(judged(claim("KL", "T", 0), *rows)["rows"]) == [f"photo, {vit}"]
-    with pytest.raises(KeyError):
-        judged(claim("KL", "T", 1), row(vit, 0.06))
+    assert judged(claim("KL", "T", 1), row(vit, 0.06)) is None
 
 
 def test_a_rise_where_the_paper_finds_none_is_no_replication():
@@ -61,10 +60,8 @@ def test_foreign_images_are_judged_by_images_of_an_unrelated_network():
     assert judged(claim("KL", "unrelated", 0), own, foreign)["verdict"] == "replicated"
     assert judged(claim("KL", "T", 1), own, foreign)["rows"]["photo"] is own
     assert judged(claim("KL", "unrelated", 0), row("plain-48x2->plain-24x1", 0.05, images="unrelated"))["verdict"] == "not replicated"
-    with pytest.raises(KeyError):
-        judged(claim("KL", "unrelated", 0), row("plain-48x2->plain-24x1", 0.0, images="T*"))  # T's twin is no unrelated network
-    with pytest.raises(KeyError):
-        judged(claim("KL", "unrelated", 0), row("residual-48x2->residual-24x1", 0.0, images="unrelated"))  # the paper made them for VGG19->VGG11 alone
+    assert judged(claim("KL", "unrelated", 0), row("plain-48x2->plain-24x1", 0.0, images="T*")) is None  # T's twin is no unrelated network
+    assert judged(claim("KL", "unrelated", 0), row("residual-48x2->residual-24x1", 0.0, images="unrelated")) is None  # the paper made them for VGG19->VGG11 alone
 
 
 def test_where_noise_moves_independent_students_as_much_as_the_attack_nothing_is_judged():

@@ -41,7 +41,7 @@ def test_numbers_by_comma():
     assert images.numbers("s", "0.4, 0.2,.4", 0.01, 1) == [0.2, 0.4]
 
 
-@pytest.mark.parametrize("value", ["", "0.2,", "0", "0.2, 2", "a", "nan", "0.2 0.3"])
+@pytest.mark.parametrize("value", ["", "0.2,", "0", "0.2, 2", "a", "nan", "0.2,nan,0.4", "0.2 0.3"])
 def test_what_is_no_list_of_numbers_is_refused(value):
     with pytest.raises(BookError, match=r"parameter s takes numbers in \[0.01, 1\], by comma, not "):
         images.numbers("s", value, 0.01, 1)
