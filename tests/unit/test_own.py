@@ -1,5 +1,6 @@
 """The code of book/own.md runs as it stands."""
 
+import json
 import os
 import re
 import subprocess
@@ -29,3 +30,9 @@ def test_a_study_of_ones_own_goes_on_where_it_stopped(tmp_path):
     assert first[0] == "18 networks to train, 18 measurements to take"
     assert [line.split(":")[0] for line in again] == ["KL minus Ind", "KL minus KL*", "Ind2 minus Ind"] and again == first[-3:]
     assert len(list((tmp_path / "store" / "run").iterdir())) == 18
+
+
+def test_ten_lines_of_the_chapter_on_methods_use_all_three_losses():
+    cells = [cell["source"] for cell in json.loads((ROOT / "notebooks" / "methods.ipynb").read_text())["cells"] if cell["cell_type"] == "code"]
+    [ten] = ["".join(source) for source in cells if "losses.kl(s_logits" in "".join(source)]
+    assert len(ten.splitlines()) == 10 and all(f"losses.{name}(" in ten for name in ("kl", "hint", "crd"))
