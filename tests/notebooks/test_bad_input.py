@@ -392,6 +392,22 @@ def test_a_loss_that_is_no_number_names_the_run_and_the_step(good, place):
     assert before.items() <= contents(*good, place["out"]).items()
 
 
+def test_a_damaged_store_costs_a_line_each_and_time_and_nothing_else(good, place):
+    shutil.copytree(good[1], place["store"])
+    store, found = Store(place["store"]), json.loads((place["out"] / "results" / f"{SLUG}.json").read_text())
+    of_run = next(entry for name in sorted(found["provenance"]["measurements"]) if (entry := store.read("measure", name)).spec["type"] == "Predictions")
+    damaged = [store.root / "measure" / key(of_run.spec), store.root / "run" / of_run.spec["run"]]
+    for folder in damaged:
+        os.truncate(folder / "data.safetensors", 100)
+    done = kdlib(*RUN, "--profile", "smoke", "--out", place["out"], KDLIB_CACHE=str(store.root))
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    told = [line for line in done.stdout.splitlines() if "is damaged" in line]
+    assert len(told) == 2 and all(any(f"store: {folder} is damaged (" in line for line in told) for folder in damaged), done.stdout
+    again = json.loads((place["out"] / "results" / f"{SLUG}.json").read_text())
+    assert (again["records"], again["effects"]) == (found["records"], found["effects"])
+    assert "damaged" not in (place["out"] / f"{SLUG}.ipynb").read_text() and all(folder.is_dir() for folder in damaged)
+
+
 FULL = 'mount -t tmpfs -o size=16k tmpfs "$1" && cd "$1" && shift && exec "$@"'
 
 

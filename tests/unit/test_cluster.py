@@ -224,7 +224,7 @@ def test_a_worker_that_does_not_see_the_store(two_workers, tmp_path, monkeypatch
         complete(study(SMALL), Store("/proc/self/cwd/store"), jobs=two_workers, progress=silent)
     with connect(two_workers, Store(tmp_path / "store"), progress=silent) as executor:
         Path(executor.order["nonce"]).unlink()  # as for a worker that joins later
-        future = executor.submit(sorted, Environment("late"))
+        future = executor.submit(sorted, (Environment("late"),), [])
         with pytest.raises(ClusterError, match=r"^worker tcp://[\d.:]+: it does not see"):
             future.result()
 

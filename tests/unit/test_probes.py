@@ -1,5 +1,7 @@
+import ast
 import math
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import torch
 from sklearn.metrics import cohen_kappa_score
 from torch import nn
 
+import kdlib
 from kdlib.probes.accuracy import correct, predict
 from kdlib.probes.agreement import agree, agreement_by_teacher, error_consistency, kappa
 
@@ -139,3 +142,15 @@ def test_predict_refuses_a_network_in_train_mode():
     for net in nn.Flatten().train(), part:
         with pytest.raises(ValueError, match="train mode"):
             predict(net, torch.rand(2, 3, 4, 4))
+
+
+def test_probes_need_nothing_but_probes_and_the_library_never_the_book():
+    def needs(file):
+        nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, (ast.Import, ast.ImportFrom))]
+        return {f"{node.module}.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name for node in nodes for alias in node.names}
+
+    package = Path(kdlib.__file__).parent
+    pure = [*(package / "probes").glob("*.py"), package / "losses.py", package / "stats.py"]
+    assert len(pure) > 8 and not [(file.name, name) for file in pure for name in needs(file) if name.startswith("kdlib") and not name.startswith("kdlib.probes.")]
+    library = [file for file in package.rglob("*.py") if "book" not in file.relative_to(package).parts and file.name != "__main__.py"]
+    assert len(library) > 20 and not [(file.name, name) for file in library for name in needs(file) if name.startswith("kdlib.book")]
