@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from kdlib.store import Store
+from kdlib.store import Store, first_line
 
 CONNECT = 5  # seconds that a scheduler has to answer
 PATIENCE = 60  # seconds without any worker before a study is given up
@@ -161,7 +161,7 @@ def _each(client, function: Callable, *args) -> dict[str, object]:
     for worker, answer in answers.items():
         if isinstance(answer, BaseException):
             absent = "ModuleNotFoundError" in str(answer)  # dask has put it into an exception of its own
-            raise ClusterError(f"worker {worker}: {_line(answer)}" + "; install the same kdlib everywhere" * absent) from answer
+            raise ClusterError(f"worker {worker}: {first_line(answer)}" + "; install the same kdlib everywhere" * absent) from answer
     return answers
 
 
@@ -184,7 +184,7 @@ def _client(address: str):
                 with ThreadPoolExecutor(1) as pool:  # a notebook's thread has an event loop of its own
                     pool.submit(asyncio.run, asyncio.wait_for(_identity(address), CONNECT)).result()
             except Exception as error:  # OSError, and what a server that is no scheduler or an address that is none brings about
-                why = f" ({_line(error)})" if isinstance(error, ValueError) else ""
+                why = f" ({first_line(error)})" if isinstance(error, ValueError) else ""
                 raise ClusterError(f"no Dask scheduler answers at {address}{why}; start one with dask scheduler, and give the address "
                                    "that it prints") from error
             with distributed.Client(address, timeout=CONNECT, set_as_default=False) as client:
@@ -207,7 +207,3 @@ async def _identity(address: str) -> None:
 def _name(job: tuple) -> str:
     first = f"{type(job[0]).__name__} of {job[0].runs[0]}" if getattr(job[0], "runs", ()) else str(job[0])
     return first + (f" (or of {len(job) - 1} like it)" if len(job) > 1 else "")
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

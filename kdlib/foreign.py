@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.networks import Layers, Normalize
+from kdlib.store import first_line
 
 CELLS = 7  # of ImageNet's 224 pixels, at a stride of 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -97,8 +98,7 @@ def arguments(library: str, name: str, size: int, classes: int) -> dict:
         if cells >= CELLS:
             return found
     if found is None:
-        reason = (str(said).strip() or type(said).__name__).splitlines()[0]
-        raise ValueError(f"{library}/{name} cannot take images of {size} pixels: {reason}")
+        raise ValueError(f"{library}/{name} cannot take images of {size} pixels: {first_line(said)}")
     strides, published = {}, cells
     for change in _changes(_outputs(make, **found)):
         trial = {**strides, **change}

@@ -81,6 +81,11 @@ def floats(value, *names: str) -> None:
             object.__setattr__(value, name, float(getattr(value, name)))
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def digest(arrays: Arrays) -> str:
     """SHA-256 over names, types, shapes and bytes: independent of the file format that holds them."""
     total = hashlib.sha256()

@@ -9,6 +9,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from kdlib.store import first_line
+
 
 def read(file: str | Path) -> tuple[dict[str, Tensor], str]:
     """The tensors of a file by name, and the SHA-256 of its bytes.
@@ -32,8 +34,7 @@ def read(file: str | Path) -> tuple[dict[str, Tensor], str]:
         raise ValueError(f"weights: {file} is damaged or holds more than tensors, and code is never loaded; save its tensors as "
                          ".safetensors") from error
     except Exception as error:  # each format has errors of its own
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"weights: {file} is damaged ({said.split('. ')[0]})") from error
+        raise ValueError(f"weights: {file} is damaged ({first_line(error).split('. ')[0]})") from error
     for inner in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(inner), dict):
             found = found[inner]

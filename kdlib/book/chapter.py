@@ -20,7 +20,7 @@ from kdlib.book import ROOT, BookError
 from kdlib.book.chapters import source
 from kdlib.book.results import Results, archives, contents
 from kdlib.measures import Measure
-from kdlib.store import Arrays, Store, describe
+from kdlib.store import Store, describe
 from kdlib.train import machine
 
 

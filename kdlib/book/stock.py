@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kdlib.book import ROOT, BookError, results
 from kdlib.book.chapters import PROFILES, Source, aligned, near, sources
-from kdlib.store import KINDS, Kept, Store, changing, pack, unpack
+from kdlib.store import KINDS, Kept, Store, changing, first_line, pack, unpack
 
 DAY = 24 * 60 * 60  # seconds
 AGAIN = "nothing was removed yet; the same command with --yes removes it"
@@ -163,8 +163,7 @@ def _plan(chapter: Source, values: dict) -> Keys:
             return _keys(plan.measures)
         raise ValueError("its call of complete is not reached")
     except Exception as error:  # whatever a cell can raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise BookError(f"{chapter.slug}: what it asks of the store cannot be planned, so nothing is pruned or saved: {reason}") from error
+        raise BookError(f"{chapter.slug}: what it asks of the store cannot be planned, so nothing is pruned or saved: {first_line(error)}") from error
 
 
 def _completes(cell: str) -> int:

@@ -17,7 +17,8 @@ import torch
 from torch import Generator, Tensor
 
 from kdlib.data import DataError, DataSet, MissingData, data_root
-from kdlib.data.files import decodes, first_line, installed, rgb, verify
+from kdlib.data.files import decodes, installed, photographs, rgb, verify
+from kdlib.store import first_line
 
 DOMAINS = ("orig", "color", "M")
 SIZES = {"embedded": 16, "mnist": 28}
@@ -220,14 +221,8 @@ def _bundled(split: str) -> list[np.ndarray]:
 
 
 def _bundled_files() -> dict[str, list[Path]]:
-    packages = {"sklearn.datasets.images": "scikit-learn", "skimage.data": "scikit-image"}
-    folders = [installed(package, "bundled", name) for package, name in packages.items()]
-    files = {split: [folders[name not in ("china.jpg", "flower.jpg")] / name for name in names] for split, names in BUNDLED.items()}
-    if lacking := [str(f) for part in files.values() for f in part if not f.is_file()]:
-        raise DataError(f"bundled: {', '.join(lacking)} not found; install {' and '.join(packages.values())} anew")
-    verify("bundled", DIGESTS["bundled"], b"".join(f.read_bytes() for part in files.values() for f in part),
-            f"of {' and '.join(map(str, folders))}", f"install {' and '.join(packages.values())} anew")
-    return files
+    files = photographs("bundled", [name for names in BUNDLED.values() for name in names], DIGESTS["bundled"])
+    return {split: [files[name] for name in names] for split, names in BUNDLED.items()}
 
 
 def bsds500_folder() -> Path | None:

@@ -1,6 +1,7 @@
 """What suites that read files share."""
 
 import hashlib
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
@@ -32,8 +33,15 @@ def installed(package: str, name: str, distribution: str) -> Path:
         raise MissingData(f"{name}: needs {distribution}, which is not installed; pip install 'kdlib[data]'") from None
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def photographs(name: str, files: Iterable[str], digest: str) -> dict[str, Path]:
+    """Photographs that scikit-learn and scikit-image install, by file name, whose content has this digest; else a DataError."""
+    packages = {"sklearn.datasets.images": "scikit-learn", "skimage.data": "scikit-image"}
+    folders, anew = [installed(package, name, of) for package, of in packages.items()], f"install {' and '.join(packages.values())} anew"
+    found = {file: folders[file not in ("china.jpg", "flower.jpg")] / file for file in files}
+    if lacking := [str(path) for path in found.values() if not path.is_file()]:
+        raise DataError(f"{name}: {', '.join(lacking)} not found; {anew}")
+    verify(name, digest, b"".join(path.read_bytes() for path in found.values()), f"of {' and '.join(map(str, folders))}", anew)
+    return found
 
 
 def verify(name: str, declared: str, content: bytes, where: str, mend: str) -> None:

@@ -13,7 +13,6 @@ The stimuli and PACS have other classes than the networks: a dog is no English s
 -1, and only what networks predict for them can be compared.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,9 +24,9 @@ from torch import Generator, Tensor
 
 from kdlib.data import DataError, DataSet, MissingData, data_root, derive
 from kdlib.data.augment import Pictures, as_images, held_out
-from kdlib.data.files import first_line, installed
+from kdlib.data.files import installed
 from kdlib.data.pixels import Collection, decoded, pictures
-from kdlib.store import cache_root
+from kdlib.store import cache_root, first_line
 
 JITTER = (0.4, 0.2)  # strength and hue of the colour jitter of Sec. 4.3
 GRID = 4  # of "shuffled": patches a side

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from kdlib.data import DataError
-from kdlib.data.files import first_line
-from kdlib.store import Store, cache_root, key
+from kdlib.store import Store, cache_root, first_line, key
 
 KINDS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 

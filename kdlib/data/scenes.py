@@ -24,7 +24,7 @@ from torch import Tensor
 
 from kdlib.data import DataError, DataSet
 from kdlib.data.augment import Pictures, as_images, held_out, turn_hue
-from kdlib.data.files import installed, rgb, verify
+from kdlib.data.files import photographs, rgb
 
 DOMAINS = ("scene", "sketch", "stylized", "edge", "silhouette", "cue-conflict")
 JITTER = (0.4, 0.2)  # strength and hue of the colour jitter of Sec. 4.3
@@ -305,14 +305,7 @@ def _textures(split: str) -> tuple[Tensor, ...]:
 
 
 def _files() -> dict[str, Path]:
-    packages = {"sklearn.datasets.images": "scikit-learn", "skimage.data": "scikit-image"}
-    folders = [installed(package, "textures", name) for package, name in packages.items()]
-    files = {name: folders[name != "flower.jpg"] / name for name in TEXTURES}
-    if lacking := [str(f) for f in files.values() if not f.is_file()]:
-        raise DataError(f"textures: {', '.join(lacking)} not found; install {' and '.join(packages.values())} anew")
-    verify("textures", DIGEST, b"".join(f.read_bytes() for f in files.values()), f"of {' and '.join(map(str, folders))}",
-           f"install {' and '.join(packages.values())} anew")
-    return files
+    return photographs("textures", TEXTURES, DIGEST)
 
 
 SETS = {

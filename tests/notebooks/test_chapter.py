@@ -14,7 +14,7 @@ from kdlib.book import ROOT, BookError, claims, results, text
 from kdlib.book.chapter import Chapter
 from kdlib.book.chapters import published, source, sources
 from kdlib.data.digits import DOMAINS, Digits
-from kdlib.distill import CRD, KL, Alone, Hint
+from kdlib.distill import CRD, KL, Hint
 from kdlib.models import Model
 from kdlib.measures import Divergence, Items, Planes, Predictions, Regions
 from kdlib.store import Store

@@ -12,7 +12,7 @@ from kdlib.data import DataError, photos
 from kdlib.data.scenes import Scenes
 from kdlib.distill import KL
 from kdlib.measures import Predictions
-from kdlib.models import Model, network, view
+from kdlib.models import network, view
 from kdlib.probes.localization import gradcam
 from kdlib.store import Store
 from kdlib.train import fit

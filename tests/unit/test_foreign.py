@@ -12,9 +12,8 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from kdlib import models
 from kdlib.distill import Alone, Hint
-from kdlib.foreign import Foreign, shell
+from kdlib.foreign import shell
 from kdlib.measures import Maps
 from kdlib.models import Layers, Model, Normalize, features, layers, network, taps
 from kdlib.probes.localization import gradcam

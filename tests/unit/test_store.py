@@ -18,7 +18,6 @@ from kdlib import store as store_module
 from kdlib.data.digits import Digits
 from kdlib.distill import CRD, KL, Alone, Hint
 from kdlib.models import MnistNet, Model
-from kdlib.probes import accuracy
 from kdlib.store import Store, StoreError, cache_root, describe, digest, key
 from kdlib.measures import Items, Predictions
 from kdlib.train import Adadelta, Run
