@@ -94,9 +94,9 @@ def _place(slug: str, chapters_dir: Path, source: Path) -> Results | None:
     stores = (chapters_dir / "results", chapters_dir.parent / "results")
     told = notebook["metadata"].get("kdlib", {}).get("results")  # plain papermill tells of none
     path = next((path for store in stores if (path := store / f"{slug}.json").exists()), None) if told else None
+    found = results_file.read(path) if path else None
     if path and digest(path) != told:
         raise RenderError(f"{executed} and {path} are not of one execution; run it again: kdlib run {slug} --out {chapters_dir}")
-    found = results_file.read(path) if path else None
     cell_id = {"id": "downloads"} if notebook["nbformat_minor"] >= 5 else {}
     notebook["cells"].append({"cell_type": "markdown", "metadata": {}, "source": downloads.place(executed, path, found, source)} | cell_id)
     (source / "chapters" / f"{slug}.ipynb").write_text(json.dumps(notebook))

@@ -9,6 +9,7 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from kdlib.book.execute import digest
 from kdlib.book.render import RenderError, check_html, contents, render
 from kdlib.book.results import PROVENANCE, Results
 
@@ -27,8 +28,9 @@ def executed(folder: Path, text: str = PAGE, alt: str | None = ALT) -> Path:
     cells = [new_markdown_cell(text),
              new_code_cell("glue('gain', gain)", outputs=[glued], execution_count=1),
              new_code_cell("draw()", outputs=[figure], execution_count=2, metadata={"mystnb": mystnb})]
-    Results(SLUG, dict.fromkeys(PROVENANCE) | {"parameters": {}}).write(folder / "results" / f"{SLUG}.json")
-    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}}
+    results = folder / "results" / f"{SLUG}.json"
+    Results(SLUG, dict.fromkeys(PROVENANCE) | {"parameters": {}}).write(results)
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}, "kdlib": {"results": digest(results)}}
     nbformat.write(new_notebook(cells=cells, metadata=metadata), folder / f"{SLUG}.ipynb")
     return folder
 
