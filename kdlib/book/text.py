@@ -109,7 +109,8 @@ def uncorrected(judged: list[dict]) -> str:
     clear_ = [v["holm"][where] for v in tested for where, row in v["rows"].items() if clear(row) and v["settled"][where] != "void"]
     weak = sum(p > 0.05 for p in clear_)
     without = {v["holm"][where] is None for v in judged for where in v["rows"] if v not in tested or v["settled"][where] == "void"}
-    family = "all claims in the table" + (", those on variants of CRD included" if False in without else "") + (", what noise drowns left out" if True in without else "")
+    family = "all claims in the table" + (", those included that are not judged" if False in without else "") + (
+        ", without settings in which noise does as much or too few seeds were trained" if True in without else "")
     return (f"Verdicts look at each interval by itself. Adjusted for {family}, p is above .05 for "
             + (f"{weak} of the {len(clear_)} judged intervals that exclude zero." if len(clear_) > 1 else "the one judged interval that excludes zero.") if weak else "")
 
