@@ -210,7 +210,7 @@ class _Contrast(nn.Module):
         drawn = self._draw(labels) if objective.form == "sampled" else None
         negative = None if objective.form == "sampled" else (labels[:, None] != self.labels).float()
         positives = [feature.detach() for feature in current] if objective.positive == "current" else [bank[idx] for bank in self.banks]
-        contrast = sum(self._direction(current[which], positives[1 - which], 1 - which, negative, drawn) for which in (0, 1))
+        contrast = sum(self._direction(current[which], positives[1 - which], 1 - which, labels, negative, drawn) for which in (0, 1))
         if self.training:
             self.seen = idx, [feature.detach() for feature in current]
         return objective.gamma * losses.cross_entropy(logits, labels) + objective.beta * contrast
@@ -238,11 +238,11 @@ class _Contrast(nn.Module):
         items = torch.searchsorted(self.before, labels[:, None] * len(self.labels) + k, right=True) - self.first[labels, None]
         return k + items  # those of its class that come before the k-th other one
 
-    def _direction(self, anchor, positive, which, negative, drawn) -> Tensor:
+    def _direction(self, anchor, positive, which, labels, negative, drawn) -> Tensor:
         bank, common = self.banks[which], dict(tau=self.objective.tau, z=self.z[which])
         if drawn is not None:
             return losses.crd_sampled(anchor, positive, bank[drawn], m=len(bank), **common)
-        return losses.crd(anchor, positive, bank, negative, n=self.objective.n, **common)
+        return losses.crd(anchor, positive, bank, negative, n=self.objective.n, count=self.others[labels], **common)
 
 
 def _temperature(objective) -> None:

@@ -57,7 +57,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(_wide(logits), labels)
 
 
-def crd(student: Tensor, teacher: Tensor, bank: Tensor, negative: Tensor, *, tau: float, n: float, z: float) -> Tensor:
+def crd(student: Tensor, teacher: Tensor, bank: Tensor, negative: Tensor, *, tau: float, n: float, z: float, count: Tensor | None = None) -> Tensor:
     """Contrastive representation distillation (Eq. 3; Tian et al., 2020), one direction, exactly over a whole bank.
 
         h(a, b) = (e^(a.b/tau) / z) / (e^(a.b/tau) / z + N/M)
@@ -70,13 +70,17 @@ def crd(student: Tensor, teacher: Tensor, bank: Tensor, negative: Tensor, *, tau
     negative           (batch, M), which items are of another class than the row's image: booleans, or 1.0 and 0.0
     tau                temperature; n is N; z normalises, so that e^(a.b/tau) / z has mean 1/M (see `crd_normalizer`).
                        Eq. 3 as printed lacks it: z = 1.
+    count              (batch,), how many negatives each row has, where that is known: it spares a pass over `negative`
 
     A row without negatives is a ValueError: so is a shape that does not fit.
     """
     if bank.ndim != 2 or negative.shape != (len(student), len(bank)):
         raise ValueError(f"crd: bank is (M, D) and negative (batch, M), got {tuple(bank.shape)} and {tuple(negative.shape)} for a batch of {len(student)}")
     mask = negative.to(torch.promote_types(student.dtype, torch.float32))  # once: a mixed product would convert it in every pass
-    if not (count := mask.sum(1)).all():
+    count = mask.sum(1) if count is None else count.to(mask.dtype)
+    if count.shape != student.shape[:1]:
+        raise ValueError(f"crd: count is (batch,), got {tuple(count.shape)} for a batch of {len(student)}")
+    if not count.all():
         raise ValueError(f"crd: {int((count == 0).sum())} of {len(count)} rows have no negative; are there two classes?")
     positive, others = _crd_terms("crd", student, teacher, bank, tau=tau, z=z, share=n / len(bank))
     return (positive + n / count * others.mul_(mask).sum(1)).mean()

@@ -187,6 +187,14 @@ def settle(claim: Claim, row: dict) -> str:
     return "yes" if low > 0 else "no" if high < 0 or negligible else "open"
 
 
+def against_control(claim: Claim, row: dict, results: Results) -> dict | None:
+    """The effect beyond the claim's control, where that was measured: against the same student of T*, unless the claim names another row.
+    None of a claim that is about that student already."""
+    same = {name: row.get(name) for name in ("pair", "condition", "domain", "measure", "method", "reference")}
+    found = next(iter(results.matching(**same | (claim.beyond or {"reference": f"{claim.method}*"}))), None)
+    return None if found is row else found
+
+
 def drowned(results: Results, condition: dict, baseline: dict, **setting) -> bool:
     """Whether the condition `baseline` moves the independent students of a setting (pair, measure, domain) as much as `condition` does, in the mean."""
     ind, base = (results.values(method="Ind", condition=c, **setting) for c in (condition, baseline))
@@ -245,6 +253,7 @@ def verdict(claim: Claim, results: Results) -> dict | None:
         word = word.replace("replicated", "supported")
     seen = max((smallest(r) for r in rows.values() if r["low"] is not None), default=None)
     return {"claim": claim, "verdict": word, "rows": rows, "settled": settled, "smallest": seen,
+            "beyond": {where: against_control(claim, row, results) for where, row in rows.items()},
             "paper": {where: _of_pair(claim.paper, row, "–") for where, row in rows.items()}}
 
 
@@ -267,7 +276,7 @@ def standing(rows: Mapping[K, dict]) -> set[K]:
 
 def in_words(judgement: dict) -> str:
     """The verdict with the number of settings that bear the claim out, where it has several, and of those that still do after Holm's
-    correction, where that is fewer."""
+    correction, and beyond a control that the claim names, where these are fewer."""
     settled, told = judgement["settled"], [word for word in judgement["settled"].values() if word != "void"]
     borne = [where for where, word in settled.items() if word == "yes"]
     stand = [where for where in borne if judgement["holm"][where] <= 0.05]
@@ -275,4 +284,8 @@ def in_words(judgement: dict) -> str:
         return judgement["verdict"]
     notes = [f"{len(borne)} of {len(told)}"] * (len(told) > 1) + [f"clear after Holm's correction in {len(stand)} of {len(told)}"] * (
         judgement["claim"].side != 0 and len(stand) < len(borne) and judgement["verdict"].split()[0] != "not")
+    if judgement["claim"].beyond and borne:
+        tried = [row for where in borne if (row := judgement["beyond"][where])]
+        above = sum(row["low"] is not None and row["low"] > 0 for row in tried)
+        notes += [f"beyond the control in {above} of {len(tried)}"] * (above < len(tried))
     return judgement["verdict"] + (f" ({'; '.join(notes)})" if notes else "")

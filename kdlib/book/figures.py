@@ -89,7 +89,7 @@ def effects(results: Results, *, measure: str, contrasts: list[tuple[str, str]],
             label: str, by: str = "domain", **where) -> Figure:
     """A panel a domain, a row a contrast (method, reference): the effect with its 95 % interval, zero marked.
 
-    The thick bar is the interval over seeds and items, the thin ticks that over seeds alone. `domains`, `by` and `where` as in `arms`.
+    The thick bar is the interval over seeds and items, the thin black ticks that over seeds alone. `domains`, `by` and `where` as in `arms`.
     """
     figure, axes = plt.subplots(1, len(domains), figsize=(WIDTH, 1.3 + 0.36 * len(contrasts)), sharey=True)
     for axis, (domain, heading) in zip(np.atleast_1d(axes), domains.items()):
@@ -332,7 +332,7 @@ def _interval(axis, row: float, effect: dict, style: dict, thin: bool = False) -
     if effect["low"] is not None:
         axis.plot([effect["low"], effect["high"]], [row, row], color=style["color"], linewidth=1.4 if thin else 2.4, solid_capstyle="butt")
     if effect["low_seeds"] is not None and not thin:
-        axis.plot([effect["low_seeds"], effect["high_seeds"]], [row, row], "|", color=style["color"], markersize=9)
+        axis.plot([effect["low_seeds"], effect["high_seeds"]], [row, row], "|", color="black", markersize=10, markeredgewidth=0.9)
     if effect["effect"] is not None:
         axis.plot(effect["effect"], row, **style)
 

@@ -53,7 +53,7 @@ def _rows(claim: Claim, judged: dict | None, results: Results) -> list[tuple[str
     short = pairs(list(dict.fromkeys(row["pair"] for row in results.effects)))
     named = {where: where.replace(row["pair"], short[row["pair"]]) for where, row in judged["rows"].items()}
     settings = judged["rows"]
-    beyond = {where: None if row is (control := against_control(claim, row, results)) else control for where, row in settings.items()}  # some claims are about the control
+    beyond = judged["beyond"]
     if len(settings) > FEW:
         ends = [f(settings, key=lambda where: settings[where]["effect"]) for f in (min, max)]
         tried = [found for found in beyond.values() if found]
@@ -62,12 +62,6 @@ def _rows(claim: Claim, judged: dict | None, results: Results) -> list[tuple[str
                  in_words(judged))]
     return [("" if n else claim.says, named[where] + NOT_JUDGED * (judged["settled"][where] == "void"), effect(row, claim.unit), effect(beyond[where], claim.unit) if beyond[where] else "–", typeset(judged["paper"][where]),
              "" if n else in_words(judged)) for n, (where, row) in enumerate(settings.items())]
-
-
-def against_control(claim: Claim, row: dict, results: Results) -> dict | None:
-    """The effect beyond the claim's control, where that was measured: against the same student of T*, unless the claim names another row."""
-    same = {name: row.get(name) for name in ("pair", "condition", "domain", "measure", "method", "reference")}
-    return next(iter(results.matching(**same | (claim.beyond or {"reference": f"{claim.method}*"}))), None)
 
 
 def basis(chapter: Source, judged: list[tuple[Claim, dict | None]], results: Results) -> str:

@@ -15,8 +15,8 @@ from matplotlib.patches import Patch
 
 from kdlib.book import ROOT, figures
 from kdlib.book.chapters import sources
-from kdlib.book.claims import CLAIMS, Claim, standing, variant, verdict, verdicts
-from kdlib.book.headline import against_control, basis
+from kdlib.book.claims import CLAIMS, Claim, against_control, standing, variant, verdict, verdicts
+from kdlib.book.headline import basis
 from kdlib.book.results import Results
 from kdlib.book.text import clear, count, gains, listed, pairs, points
 

@@ -277,8 +277,8 @@ def provenance(results: Results) -> HTML:
 
 
 def say(*sentences: str) -> Markdown | None:
-    """The sentences that are not empty, or None, which a notebook does not show."""
-    return Markdown(" ".join(said)) if (said := [s for s in sentences if s]) else None
+    """The sentences that are not empty, or None, which a notebook does not show. A line does not break before %."""
+    return Markdown(" ".join(said).replace(" %", "\N{NO-BREAK SPACE}%")) if (said := [s for s in sentences if s]) else None
 
 
 def typeset(text: str) -> str:

@@ -282,6 +282,12 @@ def test_crd_is_finite_where_exponentials_overflow():
         assert value.isfinite() and s.grad.isfinite().all()
 
 
+def test_crd_is_told_how_many_negatives_there_are_or_counts_them():
+    s, t, bank, negative = crd_case()
+    counted, told = (losses.crd(s, t, bank, negative, tau=0.1, n=8, z=60.0, count=count) for count in (None, negative.sum(1)))
+    assert torch.equal(counted, told)
+
+
 @pytest.mark.parametrize("change, message", [
     (dict(negative=torch.zeros(4, 60, dtype=torch.bool)), "4 of 4 rows have no negative"),
     (dict(negative=torch.ones(4, 59, dtype=torch.bool)), r"crd: bank is \(M, D\) and negative \(batch, M\), got \(60, 16\)"),
@@ -289,6 +295,8 @@ def test_crd_is_finite_where_exponentials_overflow():
     (dict(teacher=unit(4, 15)), "must have one shape"),
     (dict(bank=unit(60, 15)), r"crd: \(60, 15\) does not go with features \(4, 16\)"),
     (dict(tau=0.0), "tau must be positive"),
+    (dict(count=torch.tensor([45, 45, 0, 45])), "1 of 4 rows have no negative"),
+    (dict(count=torch.tensor([45])), r"crd: count is \(batch,\), got \(1,\) for a batch of 4"),
 ])
 def test_crd_refuses_what_does_not_fit(change, message):
     s, t, bank, negative = crd_case()

@@ -164,6 +164,19 @@ def test_a_verdict_says_how_many_settings_stand_after_holms_correction(book, mon
     assert first.endswith("| replicated (2 of 2; clear after Holm's correction in 1 of 2) |") and last.endswith("| replicated (clear after Holm's correction in 0 of 1) |")
 
 
+@pytest.mark.parametrize("gains, said", [((-0.2, 0.1), "replicated (2 of 2; beyond the control in 1 of 2)"), ((0.2, 0.1), "replicated (2 of 2)"), ((), "replicated (2 of 2)")])
+def test_a_verdict_says_what_becomes_of_it_beyond_a_control_that_the_claim_names(book, monkeypatch, gains, said):
+    root, publish = book
+    monkeypatch.setattr(headline, "CLAIMS", (claims.Claim(says="KL gains", **CLAIM | {"domains": ("a", "b"), "margin": dict.fromkeys("ab", 0.02), "beyond": {"method": "others"}}),))
+    results, spread = publish(), 0.01 * np.array([-1, 0, 1])
+    for domain in "ab":
+        results.effect(0.8 + spread, np.full(3, 0.5), pair="A->B", domain=domain, method="KL", against="Ind", measure="accuracy")
+    for domain, gain in zip("ab", gains):
+        results.effect(0.5 + gain + spread, np.full(3, 0.5), pair="A->B", domain=domain, method="others", against="Ind", measure="accuracy")
+    results.write(root / "book" / "results" / "digits.json")
+    assert headline.found(root).splitlines()[-2].endswith(f"| {said} |")
+
+
 def test_only_what_stands_between_the_markers_changes(book):
     root, publish = book
     (root / "README.md").write_text(f"# Title\n\n{headline.START}\nold\n{headline.END}\nrest | of it\n")
