@@ -11,6 +11,7 @@ from kdlib.book import ROOT, BookError
 from kdlib.book.chapters import Parameter, read_notebook, source
 from kdlib.book.command import _absolute
 from kdlib.book.publish import publish
+from kdlib.data import data_sets
 from notebooks_command import SLUG, executed, kdlib
 
 
@@ -21,6 +22,14 @@ def test_chapters_lists_every_chapter():
 
 def test_the_version_is_that_of_the_package():
     assert kdlib("--version").stdout.split() == ["kdlib", version("kdlib")]
+
+
+def test_data_tells_of_every_data_set_whether_it_is_there(tmp_path):
+    done = kdlib("data", KDLIB_DATA="", KDLIB_CACHE=str(tmp_path))
+    told = re.findall(r"^(\w+): .+\n    (complete|missing|not complete): .+$", done.stdout, flags=re.MULTILINE)
+    assert done.returncode == 0 and not done.stderr and len(done.stdout.splitlines()) == 2 * len(told), done.stdout
+    assert list(dict(told)) == list(data_sets()) and {name for name, state in told if state == "complete"} == {"embedded", "bundled", "textures"}
+    assert kdlib("data", "embedded", KDLIB_DATA="").stdout == "".join(done.stdout.splitlines(keepends=True)[:2])
 
 
 def test_a_relative_cache_is_the_callers(tmp_path):

@@ -70,7 +70,8 @@ def test_agreement_and_jaccard_by_hand():
 
 
 def test_jaccard_is_scikit_learns():
-    a, b = torch.randint(5, (30, 30), generator=torch.Generator().manual_seed(2)), torch.randint(1, 6, (30, 30))
+    random = torch.Generator().manual_seed(2)
+    a, b = torch.randint(5, (30, 30), generator=random), torch.randint(1, 6, (30, 30), generator=random)
     assert boundary.jaccard(a, b) == pytest.approx(jaccard_score(a.flatten(), b.flatten(), average="macro"))
 
 

@@ -117,7 +117,7 @@ def test_distillation_moves_the_student_towards_its_teacher():
     assert (wanted - got).abs().mean() < 0.8 * (wanted - other).abs().mean()
 
 
-def test_crd_reports_its_normalisers_and_pulls_features_together():
+def test_crd_reports_its_normalisers_and_lowers_its_loss():
     crd = CRD(gamma=0.0, beta=1.0, tau=0.1, n=32, student_layer="relu3", teacher_layer="relu3")
     teacher = fit(dataclasses.replace(TEACHER, schedule=Adadelta(4)))[0]
     _, info = fit(dataclasses.replace(ALONE, schedule=Adadelta(80, lr=0.1), objective=crd, teacher=TEACHER), teacher)
